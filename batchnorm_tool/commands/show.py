@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from batchnorm_tool.pipeline.part_output import CHUNKS_PATH
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.storage import STATE, Storage
-from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, SealedRecord, plain
+from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Record, plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store import index, state
 
@@ -75,7 +75,7 @@ class ModelDescription:
 
 
 @dataclass(frozen=True)
-class ModelEnds(SealedRecord):
+class ModelEnds(Record):
     """All inputs and outputs of a model, as they are kept in the model cache."""
 
     inputs: tuple[Field, ...]
@@ -292,43 +292,38 @@ def _unfinished(storage: Storage) -> UnfinishedRun:
 
 
 def _model(path: str, progress: Progress) -> ModelDescription:
+    ends, load_error = None, None
     with security.examine_copy(path) as copied:
         report = copied.report
-        return ModelDescription(
-            report.kind,
-            report.sha256,
-            report.content,
-            report.keras_version,
-            tuple(report.classes),
-            tuple(report.findings),
-            *_ends(path, copied, progress),
-        )
+        try:
+            security.check(Model(path=path), report)
+            ends = _ends(path, copied, progress)
+        except ModelError as error:
+            load_error = error.message
+    return ModelDescription(
+        format=report.kind,
+        sha256=report.sha256,
+        content=report.content,
+        keras_version=report.keras_version,
+        classes=report.classes,
+        findings=report.findings,
+        inputs=ends.inputs if ends else None,
+        outputs=ends.outputs if ends else None,
+        load_error=load_error,
+    )
 
 
-def _ends(
-    path: str, copied: security.ModelCopy, progress: Progress
-) -> tuple[tuple[Field, ...] | None, tuple[Field, ...] | None, str | None]:
-    """Return the model's inputs and outputs where the gate lets it load, and why it does not."""
-    try:
-        security.check(Model(path=path), copied.report)
-        found = _loaded_ends(path, copied, progress)
-    except ModelError as error:
-        return None, None, error.message
-    return found.inputs, found.outputs, None
-
-
-def _loaded_ends(path: str, copied: security.ModelCopy, progress: Progress) -> ModelEnds:
+def _ends(path: str, copied: security.ModelCopy, progress: Progress) -> ModelEnds:
     """Return what loading the model tells, or told before."""
+    report, model = copied.report, Model(path=path)
     versions = environment.versions(("tensorflow", "keras", "batchnorm-tool"))
-    key: Key = {"content": copied.report.content, "versions": versions}
-    cache = ModelCache.of_user()
-    known = ModelEnds.from_json(cache.document("ends", key))
-    if known is None:
-        with loading_model(progress, tensorflow=copied.report.kind != "onnx"):
-            loaded = describe_model(Model(path=path), copied.path, Engine(), copied.report)
-            known = ModelEnds(*loaded)
-        cache.keep_document("ends", key, known.to_json())
-    return known
+    key: Key = {"content": report.content, "versions": versions}
+
+    def load() -> ModelEnds:
+        with loading_model(progress, tensorflow=report.kind != "onnx"):
+            return ModelEnds(*describe_model(model, copied.path, Engine(), report))
+
+    return ModelCache.of_user().remembered("ends", key, ModelEnds, load)
 
 
 def _data(path: str) -> DataDescription:
@@ -338,6 +333,9 @@ def _data(path: str) -> DataDescription:
     sample = reading.head_within(table, _SAMPLE_ROWS, _SAMPLE_BYTES)
     schema = pa.schema([table.schema.field(name) for name in table.columns])
     columns = tuple(_column(field, sample) for field in schema)
+    # Vectors are features; where there are none, floats are.
+    vectors = tuple(column.name for column in columns if column.width)
+    floats = tuple(each.name for each in schema if pa.types.is_floating(each.type))
     return DataDescription(
         format=table.files[0].format if table.files else None,
         files=len(table.files),
@@ -345,16 +343,10 @@ def _data(path: str) -> DataDescription:
         rows=table.rows,
         rows_sampled=sample.num_rows,
         columns=columns,
-        likely_key=next(_keys(columns, sample.num_rows), None),
-        likely_features=_likely_features(columns, schema),
+        likely_key=_likely_key(columns, sample.num_rows),
+        likely_features=vectors or floats,
         warnings=(*warnings, *table.unreadable.values()),
     )
-
-
-def _likely_features(columns: Sequence[ColumnDescription], schema: pa.Schema) -> tuple[str, ...]:
-    """Return the columns that hold vectors; where there are none, the scalar columns of floats."""
-    vectors = tuple(column.name for column in columns if column.width)
-    return vectors or tuple(each.name for each in schema if pa.types.is_floating(each.type))
 
 
 def _column(field: pa.Field, sample: pa.Table) -> ColumnDescription:
@@ -401,16 +393,16 @@ def _distinct(values: pa.ChunkedArray) -> int | None:
         return None
 
 
-def _keys(columns: Sequence[ColumnDescription], rows: int) -> Iterator[str]:
-    """Yield columns that could name a row: without nulls or repetitions, the best name first."""
-    unique = [
+def _likely_key(columns: Sequence[ColumnDescription], rows: int) -> str | None:
+    """Return a column that could name a row, without nulls or repetitions, of the best name."""
+    unique = (
         column.name
         for column in columns
         if column.distinct == rows
         and not column.nulls
         and not column.type.startswith(("float", "double", "halffloat"))
-    ]
-    yield from sorted(unique, key=lambda name: not is_key_name(name))
+    )
+    return min(unique, key=lambda name: not is_key_name(name), default=None)
 
 
 def _write_page(shown: Description, html: str) -> None:

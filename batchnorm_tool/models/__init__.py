@@ -3,11 +3,11 @@
 TensorFlow is imported when a model is loaded, by the modules of this package alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import conversion, security
 from batchnorm_tool.models.backends.loading import NeedsKeras2Error
 from batchnorm_tool.models.batching import (
-    BackendRecord,
-    Device,
     ModelFacts,
     ModelPredictor,
     OutputChoice,
@@ -30,46 +28,6 @@ from batchnorm_tool.models.cache import CachedModel
 from batchnorm_tool.models.conversion import ConversionRequest
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class IdentityPredictor:
-    """The predictor of predictions that are stored already: it returns what it gets."""
-
-    inputs: tuple[Field, ...] = ()
-    batch_size: int | None = None
-    device: Device = "cpu"
-    threads: int = 1
-
-    @property
-    def embedding_sizes(self) -> Mapping[str, int | None]:
-        """None."""
-        return {}
-
-    @property
-    def backend(self) -> BackendRecord | None:
-        """None."""
-        return None
-
-    @property
-    def outputs(self) -> tuple[Field, ...]:
-        """The inputs, one number for a row being a vector of one."""
-        return tuple(replace(field, shape=field.shape or (1,)) for field in self.inputs)
-
-    def with_batch_size(self, batch_size: int) -> Self:
-        """Return the same; the batch size changes nothing here."""
-        return replace(self, batch_size=batch_size)
-
-    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:  # noqa: ARG002
-        """Return none: nothing is computed."""
-        return {}
-
-    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the features themselves, ``[n]`` as ``[n, 1]``."""
-        return {
-            name: array[:, np.newaxis] if array.ndim == 1 else array
-            for name, array in features.items()
-        }
 
 
 def on_good_rows(
@@ -85,15 +43,15 @@ def on_good_rows(
         failing = model.failing_rows(sample)
         rows = len(next(iter(sample.values())))
         good = [row for row in range(rows) if row not in failing]
-        if not good and otherwise is None:
+        if good:
+            otherwise = {name: array[good] for name, array in sample.items()}
+        elif otherwise is None:
             raise ModelError(
                 f"The model fails on each of the first {plural(rows, 'row')}: {error}. Check that "
                 "the features match the model's training data, and that model.predict() works for "
                 "them."
             ) from error
-    if not good and otherwise is not None:
-        return use(otherwise)
-    return use({name: array[good] for name, array in sample.items()})
+    return use(otherwise)
 
 
 def load_predictor(

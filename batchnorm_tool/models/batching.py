@@ -11,7 +11,7 @@ one as it is.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -115,10 +115,15 @@ class LoadedModel(ModelFacts):
 
 @dataclass(frozen=True)
 class ModelPredictor:
-    """A loaded model over a fixed grid of batches: see `Predictor`.
+    """A loaded model over a fixed grid of batches.
 
-    ``step`` is the model compiled for the batch size; ``pads`` tells whether the last batch is
-    padded.
+    Attributes:
+        model: What is computed.
+        device: Where it computes.
+        threads: Threads within one operation; part of the bits.
+        batch_size: Rows in one call of the model; ``None`` before it is fixed.
+        step: The model compiled for the batch size.
+        pads: Whether the last batch is padded.
     """
 
     model: LoadedModel
@@ -149,7 +154,11 @@ class ModelPredictor:
         return self.model.backend
 
     def with_batch_size(self, batch_size: int) -> Self:
-        """Return the same model, compiled for a batch size."""
+        """Return the same model, compiled for a batch size.
+
+        Raises:
+            ModelError: The model has a batch size of its own, and it is another.
+        """
         if batch_size == self.batch_size:
             return self
         own = self.model.own_batch_size
@@ -161,7 +170,11 @@ class ModelPredictor:
         return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
 
     def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
-        """Return the rows on which the model fails, each alone, with what it says of it."""
+        """Return the rows on which the model fails, each alone, with what it says of it.
+
+        Raises:
+            ModelFailed: It fails on rows together, and on none of them alone.
+        """
         rows = np.arange(len(features[self.inputs[0].name]))
         size = self._search.batch_size or 1
         found: dict[int, str] = {}
@@ -175,7 +188,18 @@ class ModelPredictor:
         return self.with_batch_size(own or min(_SEARCH_ROWS, self.batch_size or _SEARCH_ROWS))
 
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predict any number of rows, batch by batch."""
+        """Predict any number of rows, batch by batch; may be called from several threads at once.
+
+        Args:
+            features: An array ``[n, *shape]`` for each input, by name.
+
+        Returns:
+            An array ``[n, *shape]`` for each output, by name, float32 where the model computes in
+            float16 or bfloat16, and ``[n, 1]`` where it gives one number for a row.
+
+        Raises:
+            ModelFailed: The model fails on some of the rows; `failing_rows` finds them.
+        """
         if self.step is None or self.batch_size is None:
             raise ModelError("The batch size is not fixed yet. Call with_batch_size() first.")
         arrays = [_checked(features, field) for field in self.inputs]
@@ -324,61 +348,37 @@ def _widened(result: np.ndarray) -> np.ndarray:
     return result[:, np.newaxis] if result.ndim == 1 else result
 
 
-class Predictor(Protocol):
-    """What the pipeline needs to know of a model."""
+@dataclass(frozen=True)
+class IdentityPredictor:
+    """The predictor of predictions that are stored already: it returns what it gets."""
 
-    @property
-    def inputs(self) -> tuple[Field, ...]:
-        """The arrays that it takes."""
+    inputs: tuple[Field, ...] = ()
+    batch_size: int | None = None
+    device: Device = "cpu"
+    threads: int = 1
+    embedding_sizes: ClassVar[Mapping[str, int | None]] = {}
+    backend: ClassVar[BackendRecord | None] = None
 
     @property
     def outputs(self) -> tuple[Field, ...]:
-        """The arrays that it gives, in this order."""
-
-    @property
-    def batch_size(self) -> int | None:
-        """Rows in one call of the model; ``None`` before it is fixed."""
-
-    @property
-    def embedding_sizes(self) -> Mapping[str, int | None]:
-        """Rows of the Embedding layer that an input goes straight into, as far as that is known."""
-
-    @property
-    def backend(self) -> BackendRecord | None:
-        """What computes it; ``None`` for TensorFlow."""
-
-    @property
-    def device(self) -> Device:
-        """Where it computes."""
-
-    @property
-    def threads(self) -> int:
-        """Threads within one operation; part of the bits."""
+        """The inputs, one number for a row being a vector of one."""
+        return tuple(replace(field, shape=field.shape or (1,)) for field in self.inputs)
 
     def with_batch_size(self, batch_size: int) -> Self:
-        """Return the same model with the batch size fixed.
+        """Return the same; the batch size changes nothing here."""
+        return replace(self, batch_size=batch_size)
 
-        Raises:
-            ModelError: The model has a batch size of its own, and it is another.
-        """
-
-    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
-        """Return the rows on which the model fails, each alone, with what it says of it.
-
-        Raises:
-            ModelFailed: It fails on rows together, and on none of them alone.
-        """
+    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:  # noqa: ARG002
+        """Return none: nothing is computed."""
+        return {}
 
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predict any number of rows; may be called from several threads at once.
+        """Return the features themselves, ``[n]`` as ``[n, 1]``."""
+        return {
+            name: array[:, np.newaxis] if array.ndim == 1 else array
+            for name, array in features.items()
+        }
 
-        Args:
-            features: An array ``[n, *shape]`` for each input, by name.
 
-        Returns:
-            An array ``[n, *shape]`` for each output, by name, float32 where the model computes in
-            float16 or bfloat16, and ``[n, 1]`` where it gives one number for a row.
-
-        Raises:
-            ModelFailed: The model fails on some of the rows; `failing_rows` finds them.
-        """
+# What the pipeline predicts with.
+Predictor = ModelPredictor | IdentityPredictor

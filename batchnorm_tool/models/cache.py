@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import pydantic
 
@@ -29,6 +29,7 @@ from batchnorm_tool.storage.files import FileRecord, record_of
 
 # A plain name and value for whatever a result depends on.
 Key = dict[str, object]
+_R = TypeVar("_R", bound=checked_json.Record)
 _RECORD = "entry.json"
 _DOCUMENTS = "documents"
 _TEMPORARY = "tmp-"
@@ -143,32 +144,25 @@ class ModelCache:
         found = [each for path in paths if (each := self._opened(path, whole=False))]
         return sorted(found, key=lambda each: -each.last_used)
 
-    def document(self, kind: str, key: Key) -> bytes | None:
-        """Return what was kept under a key; ``None`` where it is missing or damaged."""
-        path = self._document_path(kind, key)
+    def remembered(self, kind: str, key: Key, record: type[_R], make: Callable[[], _R]) -> _R:
+        """Return what was made under a key before; else make it, and keep it where that works."""
+        path = self.root / _DOCUMENTS / f"{kind}-{checked_json.sha256(key)}"
         with contextlib.suppress(OSError):
-            ours = _is_ours(path.parent)
-            digest, _, content = path.read_bytes().partition(b"\n")
-            if ours and hashlib.sha256(content).hexdigest().encode() == digest:
+            known = record.from_document(path.read_bytes()) if _is_ours(path.parent) else None
+            if known is not None:
                 os.utime(path)
-                return content
-        return None
-
-    def keep_document(self, kind: str, key: Key, content: bytes) -> None:
-        """Keep a few bytes under a key; where it cannot be done, nothing is kept."""
-        path = self._document_path(kind, key)
+                return known
+        made = make()
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, exist_ok=True)
             descriptor, aside = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+                file.write(made.to_document())
             Path(aside).replace(path)
             by_age = sorted(path.parent.iterdir(), key=lambda each: -each.stat().st_mtime)
             for old in by_age[_MOST_DOCUMENTS:]:
                 old.unlink(missing_ok=True)
-
-    def _document_path(self, kind: str, key: Key) -> Path:
-        return self.root / _DOCUMENTS / f"{kind}-{checked_json.sha256(key)}"
+        return made
 
     def _opened(self, path: Path, *, whole: bool) -> CachedModel | None:
         """Return an entry that is as it was written; not ``whole``, only by its files' sizes."""
@@ -258,17 +252,12 @@ def _unusable(root: Path) -> str | None:
         if not _is_ours(root):
             return "it is not this user's alone"
         # Who may write above could put another directory in its place, unless a sticky bit forbids.
-        open_to_all = (each for each in root.resolve().parents if _anyone_may_rename_in(each))
-        if above := next(open_to_all, None):
-            return f"everyone may write to {above}"
+        for above in root.resolve().parents:
+            if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                return f"everyone may write to {above}"
     except OSError as error:
         return error.strerror or str(error)
     return None if os.access(root, os.W_OK | os.X_OK) else "it is read-only"
-
-
-def _anyone_may_rename_in(directory: Path) -> bool:
-    mode = directory.stat().st_mode
-    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _instead() -> Path:

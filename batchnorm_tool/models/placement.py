@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,13 +13,12 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.batching import Predictor
-from batchnorm_tool.models.cache import ModelCache
+from batchnorm_tool.models.cache import Key, ModelCache
+from batchnorm_tool.storage.checked_json import Positive, Record
 
 _Rows = Mapping[str, np.ndarray]
-_Named = Mapping[str, object]
-# What the speed of a size depends on beside model and machine, and the documents that keep it.
+# What the speed of a size depends on beside model and machine.
 _VERSIONED = ("tensorflow", "keras", "onnxruntime", "batchnorm-tool")
-_KIND = "batch-size"
 # Rows that are predicted to learn what the model does: a slow one takes seconds for each.
 _FEW_ROWS = 8
 # Parts of the largest number in a column. The same batch has the same bits again, and in a batch of
@@ -42,6 +41,13 @@ _EQUAL = 0.95
 _CACHED_BYTES = 8 * 2**20
 # Activations beside the arrays that go in and out: what wide layers and convolutions need.
 _WORKING_FACTOR = 16
+
+
+@dataclass(frozen=True)
+class FastestBatch(Record):
+    """What was measured: rows of one call."""
+
+    rows: Positive
 
 
 def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[int]) -> int | None:
@@ -208,31 +214,27 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
     return farthest
 
 
-def remembered_batch_size(predictor: Predictor, sample: _Rows, rows: int, model: _Named) -> int:
+def remembered_batch_size(predictor: Predictor, sample: _Rows, rows: int, model: Key) -> int:
     """Return what `choose_batch_size` found on this machine before, or finds now, which is kept.
 
     ``model`` names the model's content, and what of it is computed.
     """
     if predictor.batch_size is not None:
         return predictor.batch_size
-    smallest, largest = _range(sample, rows)
-    key = {
-        "model": dict(model),
+    key: Key = {
+        "model": model,
         "inputs": {name: [str(each.dtype), *each.shape[1:]] for name, each in sample.items()},
-        "range": [smallest, largest],
+        "range": _range(sample, rows),
         "backend": str(predictor.backend),
         "runs on": [predictor.device, predictor.threads, environment.available_cores()],
         "cpu": environment.cpu(),
         "versions": environment.versions(_VERSIONED),
     }
-    cache = ModelCache.of_user()
-    known = (cache.document(_KIND, key) or b"").decode(errors="replace")
-    if known.isdecimal() and smallest <= int(known) <= largest:
-        return int(known)
-    chosen = choose_batch_size(predictor, sample, rows)
-    if chosen <= largest:
-        cache.keep_document(_KIND, key, str(chosen).encode())
-    return chosen
+
+    def choose() -> FastestBatch:
+        return FastestBatch(choose_batch_size(predictor, sample, rows))
+
+    return ModelCache.of_user().remembered("batch-size", key, FastestBatch, choose).rows
 
 
 def choose_batch_size(predictor: Predictor, sample: _Rows, rows: int) -> int:

@@ -28,7 +28,7 @@ from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs.reading import Part, read_slices
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import security
-from batchnorm_tool.models.batching import Predictor, backend_name
+from batchnorm_tool.models.batching import IdentityPredictor, Predictor, backend_name
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
@@ -268,7 +268,7 @@ def make_worker(
 
 def _load(plan: Plan, device: DeviceName) -> Predictor:
     if plan.job.model is None:
-        return models.IdentityPredictor(plan.resolved.inputs)
+        return IdentityPredictor(plan.resolved.inputs)
     engine = plan.job.engine.model_copy(update={"devices": [device]})
     model = with_planned_backend(plan.job.model, plan.resolved)
     return load_model(model, plan.resolved.model_content, engine)

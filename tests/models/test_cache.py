@@ -12,6 +12,7 @@ import pytest
 
 from batchnorm_tool.models import cache as cache_module
 from batchnorm_tool.models.cache import CacheEntry, Key, ModelCache, cache_warnings, inherited
+from batchnorm_tool.models.placement import FastestBatch
 from tests.command_line import invoke
 
 KEY: Key = {"content": "aa", "versions": {"onnx": "1"}}
@@ -153,12 +154,17 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
 
 
 def test_documents_are_kept_whole_or_not_at_all(cache: ModelCache) -> None:
-    cache.keep_document("signature", KEY, b"text")
-    assert cache.document("signature", KEY) == b"text"
-    assert cache.document("batch", KEY) is None
-    (document,) = (cache.root / "documents").iterdir()
-    flip(document, -1)
-    assert cache.document("signature", KEY) is None
+    made = iter([1, 2, 3, 4])
+
+    def remembered(kind: str) -> int:
+        return cache.remembered(kind, KEY, FastestBatch, lambda: FastestBatch(next(made))).rows
+
+    assert [remembered("batch"), remembered("batch"), remembered("other")] == [1, 1, 2]
+    for document in (cache.root / "documents").iterdir():
+        flip(document, -3)
+    assert [remembered("batch"), remembered("batch")] == [3, 3]
+    (cache.root / "documents").chmod(0o777)  # not this user's alone
+    assert remembered("batch") == 4
 
 
 USELESS: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models import IdentityPredictor
+from batchnorm_tool.models.batching import IdentityPredictor
 from batchnorm_tool.models.placement import (
     _chosen,
     examine,

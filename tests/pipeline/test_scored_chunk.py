@@ -6,7 +6,7 @@ import pytest
 
 from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.job import Input, Job, Normalize, Output
-from batchnorm_tool.models import IdentityPredictor
+from batchnorm_tool.models.batching import IdentityPredictor
 from batchnorm_tool.norms import norm as norms_norm
 from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.scored_chunk import Scored, score_chunk

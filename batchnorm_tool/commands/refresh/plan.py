@@ -24,8 +24,7 @@ from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.job import Job, Store
 from batchnorm_tool.job.types import is_uri
-from batchnorm_tool.models import IdentityPredictor
-from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.batching import IdentityPredictor, Predictor
 from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.differences import differences

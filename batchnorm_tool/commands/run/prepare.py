@@ -24,7 +24,7 @@ from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, conversion, placement, security
-from batchnorm_tool.models.batching import Predictor, backend_name
+from batchnorm_tool.models.batching import IdentityPredictor, Predictor, backend_name
 from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
 from batchnorm_tool.models.conversion import ConversionRequest
 from batchnorm_tool.pipeline import output_schema
@@ -246,14 +246,14 @@ class Preparation:
         gpus = [os.environ.get("CUDA_VISIBLE_DEVICES"), len([*Path("/dev").glob("nvidia[0-9]*")])]
         versions = environment.versions(("tensorflow", "keras", "onnxruntime", "batchnorm-tool"))
         size = [environment.available_cores(), os.sysconf("SC_PHYS_PAGES")]
-        machine: Key = {"cpu": environment.cpu(), "gpus": gpus, "versions": versions, "size": size}
-        cache, key = ModelCache.of_user(), {**machine, "request": self.options_fingerprint}
-        kept = ResolvedOptions.from_document(cache.document("choices", key))
-        if kept is None:
+        key: Key = {"cpu": environment.cpu(), "gpus": gpus, "versions": versions, "size": size}
+        key["request"] = self.options_fingerprint
+
+        def choose() -> ResolvedOptions:
             with capture_warnings(lambda _: None):
-                kept = self._resolve()
-            cache.keep_document("choices", key, kept.to_document())
-        return kept
+                return self._resolve()
+
+        return ModelCache.of_user().remembered("choices", key, ResolvedOptions, choose)
 
     def refitted(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made for another state of the input, and what follows from this one."""
@@ -348,7 +348,7 @@ class Preparation:
 
     def _open_model(self) -> Predictor:
         if self.job.model is None:
-            return models.IdentityPredictor(self._fields(self._match(()), ()))
+            return IdentityPredictor(self._fields(self._match(()), ()))
         model, engine = self.job.model, self.job.engine
         rows = partial(proof_rows, self.job, self.limit)
         if self._planned is not None:

@@ -42,7 +42,7 @@ def load_keras_model(model: Model, path: str, choose: OutputChoice) -> LoadedMod
 
     loaded = load_stored(model, path, keras)
     if model.layer is not None:
-        loaded = inner_layer_model(loaded, model.layer)
+        loaded = inner_layer_model(loaded, model.layer, keras)
     return KerasModel.of(loaded, choose)
 
 

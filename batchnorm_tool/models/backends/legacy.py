@@ -14,7 +14,7 @@ import numpy as np
 from batchnorm_tool.errors import BatchnormToolError, ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends, proof, security
-from batchnorm_tool.models.backends.loading import check_stateless, first_call, load_stored
+from batchnorm_tool.models.backends.loading import check_stateless, inner_layer_model, load_stored
 from batchnorm_tool.models.backends.saved_model import load_saved_model
 from batchnorm_tool.models.batching import (
     BackendRecord,
@@ -26,7 +26,6 @@ from batchnorm_tool.models.batching import (
 )
 from batchnorm_tool.models.security.directory import GRAPH
 from batchnorm_tool.models.security.graph_allowlist import ExaminedGraph
-from batchnorm_tool.models.signature import check_layer
 
 EXPORTED = "saved_model"
 
@@ -83,7 +82,9 @@ def load_legacy_model(model: Model, path: str) -> LegacyModel:
 
     try:
         loaded = load_stored(model, path, tf_keras)
-        return _described(loaded if model.layer is None else _up_to(loaded, model.layer))
+        if model.layer is not None:
+            loaded = inner_layer_model(loaded, model.layer, tf_keras)
+        return _described(loaded)
     except BatchnormToolError:
         raise
     except Exception as error:
@@ -129,21 +130,6 @@ def export_proved(
     digest = hashlib.sha256(graph).hexdigest()
     record = BackendRecord("tensorflow", digest, difference, independent=False, batch_size=None)
     return ModelFacts(*loaded.ends, backend=record)
-
-
-def _up_to(model: Any, name: str) -> Any:
-    """Return the part of a model that leads to a layer's output, with the inputs that it needs."""
-    import tf_keras
-
-    check_layer(name, [layer.name for layer in model.layers])
-    output = first_call(model, model.get_layer(name))
-    seen, waiting = set(), [output] if hasattr(output, "node") else list(output)
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            waiting += tensor.node.keras_inputs
-    return tf_keras.Model([each for each in model.inputs if id(each) in seen], output)
 
 
 def _described(model: Any) -> LegacyModel:

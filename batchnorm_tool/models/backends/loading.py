@@ -178,13 +178,14 @@ def check_stateless(layers: Iterable[Any]) -> None:
         )
 
 
-def inner_layer_model(model: Any, name: str) -> Any:
+def inner_layer_model(model: Any, name: str, keras: Any) -> Any:
     """Return the part of a model that leads to the output of one of its layers.
 
     Only the inputs that the layer needs remain: a tower of a two-tower model takes its own side.
-    Of a layer that is called several times, the first call counts.
+    Of a layer that is called several times, the first call counts. ``keras`` is the package that
+    loaded the model: Keras 3, or tf_keras.
     """
-    import keras
+    import tensorflow as tf
 
     names = [layer.name for layer in getattr(model, "layers", ())]
     check_layer(name, names)
@@ -193,8 +194,8 @@ def inner_layer_model(model: Any, name: str) -> Any:
             f"The layer `{name}` cannot be extracted from a {type(model).__name__}, which is "
             "defined by Python code. Save that layer as a model of its own."
         )
-    outputs = first_call(model, model.get_layer(name))
-    needed = _needed_inputs(model, keras.tree.flatten(outputs))
+    outputs = _first_call(model, model.get_layer(name))
+    needed = _needed_inputs(model, tf.nest.flatten(outputs))
     try:
         return keras.Model(needed[0] if len(needed) == 1 else needed, outputs)
     except (LookupError, TypeError, ValueError) as error:
@@ -204,7 +205,7 @@ def inner_layer_model(model: Any, name: str) -> Any:
         ) from error
 
 
-def first_call(model: Any, layer: Any) -> Any:
+def _first_call(model: Any, layer: Any) -> Any:
     """Return what a layer returned at its first call; ``layer.output`` of a model is another."""
     # A nested model has an `output` inside of itself, which the outer inputs do not lead to.
     graph = getattr(model, "_functional", None) or model
@@ -226,6 +227,9 @@ def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
+        if hasattr(tensor, "node"):  # of tf_keras
+            waiting += tensor.node.keras_inputs
+            continue
         history = tensor._keras_history  # noqa: SLF001  no public way
         node = history.operation._inbound_nodes[history.node_index]  # noqa: SLF001
         waiting += node.input_tensors

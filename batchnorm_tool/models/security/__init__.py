@@ -93,7 +93,22 @@ def check(model: Model, report: ModelReport) -> None:
             f"{report.path}: not the model given by `model.sha256`. Expected {model.sha256}. "
             f"Received: {report.sha256}. Use the right file, or change `model.sha256`."
         )
-    _check_trust(model, report)
+    if isinstance(model.trust, str):
+        if model.trust != f"sha256:{report.sha256}":
+            raise ModelError(
+                f"{report.path}: not the file given by `model.trust`. Expected {model.trust}. "
+                f"Received: sha256:{report.sha256}. Inspect the file again before you trust it."
+            )
+        return
+    trusted = [] if model.trust is None else list(model.trust.classes)
+    # Keras is given the classes that the job names.
+    refused = [
+        finding
+        for finding in report.dangers
+        if not (finding.custom and any(map(finding.custom.is_named_by, trusted)))
+    ]
+    if refused:
+        raise ModelError(_refusal(report, refused, trusted))
 
 
 @contextlib.contextmanager
@@ -162,37 +177,17 @@ def _copy(path: str, target: Path) -> Path:
     return target
 
 
-def _check_trust(model: Model, report: ModelReport) -> None:
-    if isinstance(model.trust, str):
-        if model.trust != f"sha256:{report.sha256}":
-            raise ModelError(
-                f"{report.path}: not the file given by `model.trust`. Expected {model.trust}. "
-                f"Received: sha256:{report.sha256}. Inspect the file again before you trust it."
-            )
-        return
-    trusted = [] if model.trust is None else list(model.trust.classes)
-    refused = [finding for finding in report.dangers if not _is_trusted(finding, trusted)]
-    if refused:
-        absent = [name for name in trusted if not _is_installed(name.partition(".")[0])]
-        raise ModelError(_refusal(report, refused, absent))
-
-
-def _is_trusted(finding: ModelFinding, trusted: list[str]) -> bool:
-    """Tell whether a finding is a custom class that the job names: Keras is given that one."""
-    custom = finding.custom
-    return custom is not None and any(custom.is_named_by(name) for name in trusted)
-
-
-def _is_installed(package: str) -> bool:
-    return package in sys.modules or find_spec(package) is not None
-
-
-def _refusal(report: ModelReport, refused: list[ModelFinding], absent: list[str]) -> str:
+def _refusal(report: ModelReport, refused: list[ModelFinding], trusted: list[str]) -> str:
     shown = [f"{finding.what} (in {finding.where})" for finding in refused[:_SHOWN_FINDINGS]]
     more = len(refused) - len(shown)
     listed = "; ".join(shown) + (f"; and {more} more" if more else "")
+    packages = {name: name.partition(".")[0] for name in trusted}
     steps = [
-        *(f"`model.trust.classes` lists {name}, which cannot be imported." for name in absent),
+        *(
+            f"`model.trust.classes` lists {name}, which cannot be imported."
+            for name, package in packages.items()
+            if package not in sys.modules and find_spec(package) is None
+        ),
         *_next_steps(report, refused),
     ]
     return f"{report.path}: refused by the safety gate. It contains {listed}. {' '.join(steps)}"

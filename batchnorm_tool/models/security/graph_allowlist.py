@@ -121,7 +121,12 @@ class ExaminedGraph:
     @cached_property
     def dangers(self) -> list[tuple[str, str]]:
         """What may do more than compute, and where it is."""
-        found = [*self._named_like_operations(), *self._forbidden(), *self._foreign_files()]
+        found = [*self._forbidden(), *self._foreign_files()]
+        found += [
+            (f"a function named like an operation, {name}", "the function library")
+            for name in self._functions
+            if _OPERATION_NAME.fullmatch(name)
+        ]
         found += [
             ("an asset outside the model", path)
             for path in self._assets.values()
@@ -312,11 +317,6 @@ class ExaminedGraph:
         """Yield the main graph under no name, and the functions under theirs."""
         yield None, self._main.values()
         yield from self._bodies.items()
-
-    def _named_like_operations(self) -> Iterator[tuple[str, str]]:
-        for name in self._functions:
-            if _OPERATION_NAME.fullmatch(name):
-                yield f"a function named like an operation, {name}", "the function library"
 
     def _forbidden(self) -> Iterator[tuple[str, str]]:
         known = ALLOWED_OPS | self._bodies.keys()

@@ -199,13 +199,12 @@ def canonical_architecture(config: Any) -> Any:
         item.pop("compile_config", None)
         item.pop("build_config", None)
         address = item.pop("shared_object_id", None)
-        if address is not None and not _is_small_object(item):
+        is_small = (
+            _text(item, "class_name") in _POLICIES or _text(item, "module") in _HARMLESS_MODULES
+        )
+        if address is not None and not is_small:
             item["shared_object_id"] = numbers.setdefault(repr(address), len(numbers))
     return config
-
-
-def _is_small_object(item: dict[str, object]) -> bool:
-    return _text(item, "class_name") in _POLICIES or _text(item, "module") in _HARMLESS_MODULES
 
 
 def name_of_keras_2(config: Any) -> str | None:

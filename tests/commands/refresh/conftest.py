@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.models import IdentityPredictor, placement
-from batchnorm_tool.models.batching import ModelPredictor
+from batchnorm_tool.models import placement
+from batchnorm_tool.models.batching import IdentityPredictor, ModelPredictor
 from tests.commands.refresh.nightly import WIDTH, Nightly
 
 

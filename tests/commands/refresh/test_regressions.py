@@ -21,7 +21,7 @@ from batchnorm_tool.commands.refresh.changes import source as changes_source
 from batchnorm_tool.commands.refresh.refresh import plan_refresh
 from batchnorm_tool.commands.show import show
 from batchnorm_tool.errors import Damaged, JobError, OutputError, TargetFailed, WorkFailed
-from batchnorm_tool.models import IdentityPredictor
+from batchnorm_tool.models.batching import IdentityPredictor
 from batchnorm_tool.storage import TEMPORARY, Storage
 from batchnorm_tool.store.state import StoreDirectory, StorePointer
 from tests.commands.refresh.dying import counted, dies

@@ -22,7 +22,7 @@ from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Job, Model
 from batchnorm_tool.models import conversion
 from batchnorm_tool.models.backends import conversion_process, legacy
-from batchnorm_tool.models.backends.loading import NeedsKeras2Error
+from batchnorm_tool.models.backends.loading import NeedsKeras2Error, inner_layer_model
 from batchnorm_tool.models.batching import LoadedModel, ModelFacts, ModelPredictor, Step
 from batchnorm_tool.models.cache import ModelCache
 
@@ -181,7 +181,8 @@ def test_a_model_within_a_model_can_be_taken(tf_keras: Any) -> None:
     inner = tf_keras.Sequential([tf_keras.layers.Dense(3)], name="inner")
     inner.build((None, 4))
     x, other = tf_keras.Input((4,), name="x"), tf_keras.Input((3,), name="other")
-    part = legacy._up_to(tf_keras.Model([x, other], inner(x) + other), "inner")
+    whole = tf_keras.Model([x, other], inner(x) + other)
+    part = inner_layer_model(whole, "inner", tf_keras)
     assert [each.name for each in part.inputs] == ["x"]
     np.testing.assert_array_equal(part(np.ones((2, 4))), inner(np.ones((2, 4))))
 
