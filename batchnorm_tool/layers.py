@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchnorm_tool.models.backends.keras import KerasModel
-from batchnorm_tool.models.backends.normalized_model import GraphOutput
+from batchnorm_tool.models.backends.normalized_model import GraphOutput, normalize_model
 from batchnorm_tool.models.backends.vector_normalization import VectorNormalization
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
@@ -47,4 +47,4 @@ def normalized(
     plan = Normalization(Norm.parse(norm, p))
     built = KerasModel.of(model, lambda names: range(len(names)))
     outputs = [GraphOutput(field.name, plan) for field in built.outputs]
-    return built.normalized(outputs, keep_norm=keep_norm).keras
+    return normalize_model(built, outputs, keep_norm=keep_norm).keras

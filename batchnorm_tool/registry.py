@@ -42,13 +42,13 @@ TARGETS = {
     "query_model": "batchnorm_tool.commands.refresh.query_model:QueryModel",
 }
 
-# A `batchnorm_tool.models.export.BakeFormat`.
+# A `batchnorm_tool.models.backends.export.BakeFormat`.
 BAKE_FORMATS = {
-    "keras": "batchnorm_tool.models.backends.export_keras:KERAS",
-    "savedmodel": "batchnorm_tool.models.backends.export_saved_model:SAVED_MODEL",
-    "onnx": "batchnorm_tool.models.backends.export_converted:ONNX",
-    "openvino": "batchnorm_tool.models.backends.export_converted:OPENVINO",
-    "litert": "batchnorm_tool.models.backends.export_converted:LITERT",
+    "keras": "batchnorm_tool.models.backends.export:KERAS",
+    "savedmodel": "batchnorm_tool.models.backends.export:SAVED_MODEL",
+    "onnx": "batchnorm_tool.models.backends.export:ONNX",
+    "openvino": "batchnorm_tool.models.backends.export:OPENVINO",
+    "litert": "batchnorm_tool.models.backends.export:LITERT",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.norms.norm import Anything, Norm
+from batchnorm_tool.norms.norm import Anything, Norm, numpy_dtype
 from batchnorm_tool.norms.normalization import Normalization
 
 Json: TypeAlias = Any
@@ -25,8 +25,6 @@ Cause: TypeAlias = Literal[
     "other_preprocessing",
     "row_order",
 ]
-
-STRING = "string"
 
 
 @dataclass(frozen=True)
@@ -255,15 +253,6 @@ class ContractReport:
     def to_dict(self) -> Json:
         """Return it as plain data."""
         return {"agrees": self.agrees, **asdict(self)}
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """Return the dtype of arrays of what is called so."""
-    if name == "bfloat16":
-        import ml_dtypes  # only here: a contract needs NumPy alone
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(object if name == STRING else name)
 
 
 def _shape(data: Json) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import JobError, ModelError, warn
+from batchnorm_tool.norms.norm import numpy_dtype
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,17 +78,11 @@ class Conversion:
 
 def array_dtype(field: Field) -> np.dtype:
     """Return the NumPy dtype of the array for a model input; ``object`` for strings."""
-    if field.dtype == STRING:
-        return np.dtype(object)
-    if field.dtype == "bfloat16":
-        import ml_dtypes  # a twentieth of a run with nothing to do
-
-        return np.dtype(ml_dtypes.bfloat16)
     try:
-        dtype = np.dtype(field.dtype)
+        dtype = numpy_dtype(field.dtype)
     except TypeError:
         dtype = np.dtype(np.void)
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiub" and field.dtype not in (STRING, "bfloat16"):
         raise ModelError(
             f"The model input `{field.name}` needs a type that no column can provide. Expected "
             f"integers, floats, booleans or strings. Received: {field.dtype}. Choose another "

@@ -11,18 +11,15 @@ one as it is.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.contract.records import numpy_dtype
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
+from batchnorm_tool.norms.norm import numpy_dtype
 from batchnorm_tool.storage.checked_json import Positive, Record
-
-if TYPE_CHECKING:
-    from batchnorm_tool.models.backends.normalized_model import GraphOutput, NormalizedModel
 
 Device = Literal["cpu", "gpu"]
 Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -94,23 +91,6 @@ class LoadedModel(ModelFacts):
         It is called from several threads at once.
         """
         raise NotImplementedError
-
-    def normalized(
-        self,
-        outputs: "Sequence[GraphOutput]",  # noqa: ARG002
-        *,
-        keep_norm: bool,  # noqa: ARG002
-    ) -> "NormalizedModel":
-        """Return the model with its chosen outputs normalized in the graph.
-
-        Raises:
-            JobError: An output has the name that norms would get, or is to be quantized.
-            ModelError: It has no graph that can be continued.
-        """
-        raise ModelError(
-            "A SavedModel, a model of Keras 2 and a graph of another runtime cannot be continued. "
-            "Bake the model as Keras 3 saves it, with model.save('model.keras')."
-        )
 
 
 @dataclass(frozen=True)

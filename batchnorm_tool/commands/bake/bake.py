@@ -16,27 +16,32 @@ import numpy as np
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.commands.bake.already import unit_length_warnings
 from batchnorm_tool.commands.bake.parity import Parity, Subject
 from batchnorm_tool.commands.run.prepare import proof_rows
 from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import FRESH, JobError, ModelError, OutputError, warn
 from batchnorm_tool.job import Engine, Input, Job, Model, Output
 from batchnorm_tool.models import conversion, security
-from batchnorm_tool.models.backends.normalized_model import GraphOutput, NormalizedModel
-from batchnorm_tool.models.backends.probe import probe
+from batchnorm_tool.models.backends.export import BakeFormat, bake_format
+from batchnorm_tool.models.backends.normalization_graph import checked_axis
+from batchnorm_tool.models.backends.normalized_model import (
+    GraphOutput,
+    NormalizedModel,
+    normalize_model,
+    probe,
+)
 from batchnorm_tool.models.batching import ModelPredictor
 from batchnorm_tool.models.conversion import ConversionRequest
-from batchnorm_tool.models.export import BakeFormat, bake_format
-from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Norm, row_norms, widen
 from batchnorm_tool.norms.normalization import Normalization
-from batchnorm_tool.storage.files import check_directory, sync_directory, write_errors
+from batchnorm_tool.storage.files import check_directory, sync_directory, sync_path, write_errors
 
 SPACE = "batchnorm_tool.space"
 """The key of the space's id in a file's metadata."""
 REPORT = ".parity.json"
 """The file that tells how far files are from the norm after prediction has their name and this."""
 
+_NEAR = 1e-3  # of 1, as a model of float16 leaves it
 # All that a directory may hold that is replaced.
 _WRITTEN = {
     *("model.keras", "saved_model", "model.onnx", "openvino", "model.tflite"),
@@ -157,7 +162,7 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
     wanted = Model(path=os.fspath(model), layer=layer, outputs=chosen)
     if like is None:
         plan = Normalization(Norm.parse("l2" if norm is None else norm, p))
-        asked: tuple[GraphOutput, ...] = (GraphOutput("", plan, _checked_axis(axis)),)
+        asked: tuple[GraphOutput, ...] = (GraphOutput("", plan, checked_axis(axis)),)
         request = BakeRequest(wanted, Path(out), asked)
     else:
         if (norm, axis, p) != (None, None, None):
@@ -182,7 +187,7 @@ def bake_model(request: BakeRequest) -> Baked:
     _check_out(request, [*formats.values()])
     with _loaded(request.model, request.engine) as original:
         fields, subject = original.model.outputs, _subject(request, original)
-        made = original.model.normalized(subject.outputs, keep_norm=request.keep_norm)
+        made = normalize_model(original.model, subject.outputs, keep_norm=request.keep_norm)
         for text in unit_length_warnings(subject.outputs, subject.reference):
             warn(text)
         if request.space is not None:
@@ -190,7 +195,9 @@ def bake_model(request: BakeRequest) -> Baked:
         beside = probe(made, subject.outputs, fields, keep_norm=request.keep_norm)
         with _staged(request.out) as aside:
             files = _written(formats, made, aside / "staged")
-            _check_written(formats, files)
+            for name, path in files.items():
+                if formats[name].is_admitted:
+                    security.check(Model(path=str(path)), security.examine(str(path)))
             probes = _written(formats, beside, aside / "probes")
             parity = subject.prove(files, probes, beside.inputs[len(made.inputs) :])
             _check_parity(request, parity)
@@ -250,12 +257,6 @@ def _subject(request: BakeRequest, original: ModelPredictor) -> Subject:
     return Subject.of(original, _asked(request, original.model.outputs), rows)
 
 
-def _checked_axis(axis: int | str | None) -> int | str:
-    if axis not in (None, -1, "-1", "all"):
-        raise JobError(f"`axis` must be -1 or all. Received: {axis!r}.")
-    return "all" if axis == "all" else -1
-
-
 def _request_like(path: str, model: Model, out: Path) -> BakeRequest:
     """Return a request for what made the vectors of a run or a store."""
     contract = Contract.load(path)
@@ -268,6 +269,32 @@ def _request_like(path: str, model: Model, out: Path) -> BakeRequest:
         for each in contract.outputs
     )
     return BakeRequest(model.model_copy(update=same), out, asked, space=contract.space)
+
+
+def unit_length_warnings(
+    outputs: Sequence[GraphOutput], raw: Mapping[str, Anything]
+) -> Iterator[str]:
+    """Say of which outputs every vector of the raw predictions ``[n, ...]`` has length 1."""
+    for output in outputs:
+        norm = _unit_norm(output.vectors(raw[output.name]))
+        if norm is not None:
+            same = norm == output.normalization.norm
+            again = "changes nothing" if same else "divides it once more"
+            yield (
+                f"`{output.name}` is normalized already: the {norm.label} norm of each vector of "
+                f"the sample is 1. Baking {output.normalization.norm.label} {again}."
+            )
+
+
+def _unit_norm(rows: Anything) -> Norm | None:
+    """Return the norm by which all rows but zeros have length 1; ``None`` where there is none."""
+    for norm in (L2, L1, MAX):
+        lengths = row_norms(widen(rows), norm)
+        lengths = lengths[lengths > 0]
+        # Of one component it says nothing, nor of one row.
+        if rows.shape[1] > 1 and len(lengths) > 1 and (np.abs(lengths - 1) < _NEAR).all():
+            return norm
+    return None
 
 
 def _check_out(request: BakeRequest, formats: Sequence[BakeFormat]) -> None:
@@ -348,22 +375,10 @@ def _written(
     return files
 
 
-def _check_written(formats: Mapping[str, BakeFormat], files: Mapping[str, Path]) -> None:
-    """Let the gate examine what was written, where it knows the format."""
-    for name, path in files.items():
-        if formats[name].is_admitted:
-            security.check(Model(path=str(path)), security.examine(str(path)))
-
-
 def _publish(staged: Path, out: Path, aside: Path) -> None:
     """Sync what was written, and let it take its place."""
-    files = [staged, *staged.rglob("*")]
-    for path in files:
-        if path.is_file():
-            with path.open("rb") as opened:
-                os.fsync(opened)
-        else:
-            sync_directory(path)
+    for path in (staged, *staged.rglob("*")):
+        sync_path(path)
     if out.is_dir() and not out.is_symlink():
         out.rename(aside / "replaced")  # a directory takes the place of none that holds files
     staged.replace(out)

@@ -26,15 +26,13 @@ import numpy as np
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.contract.records import numpy_dtype
 from batchnorm_tool.display import number
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models import batching, placement, proof
 from batchnorm_tool.models.backends import bare_runner, place_name
-from batchnorm_tool.models.backends.normalized_model import GraphOutput
-from batchnorm_tool.models.backends.probe import RAW, VECTORS
+from batchnorm_tool.models.backends.normalized_model import RAW, VECTORS, GraphOutput
 from batchnorm_tool.models.batching import ModelPredictor
-from batchnorm_tool.norms.norm import Anything, Float64s, widen
+from batchnorm_tool.norms.norm import Anything, Float64s, numpy_dtype, widen
 from batchnorm_tool.storage.checked_json import Record
 
 BOUND = 4.0
@@ -265,8 +263,7 @@ class RowDifferences:
     @classmethod
     def of(cls, output: GraphOutput, raw: Anything, found: _Arrays) -> Self:
         """Compare ``found``, by name, with what becomes of raw predictions ``[n, ...]``."""
-        width = raw[0].size if output.axis == "all" or raw.ndim == 1 else raw.shape[-1]
-        rows, plan = raw.reshape(-1, width), output.normalization
+        rows, plan = output.vectors(raw), output.normalization
         expected, norms = plan.apply(rows, np.float64)
         given = found[output.name].reshape(expected.shape)
         with np.errstate(all="ignore"):

@@ -30,8 +30,8 @@ from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.types import Count, LocalOrUri, Name, Names, option
 from batchnorm_tool.models import security
+from batchnorm_tool.models.backends.export import bake_format
 from batchnorm_tool.models.backends.normalized_model import GraphOutput
-from batchnorm_tool.models.export import bake_format
 from batchnorm_tool.publish import Facts
 from batchnorm_tool.publish.directories import DirectoryTarget, PublishDirectory, publish_directory
 from batchnorm_tool.publish.parquet import POINTER, VERSIONS

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import ModelError, warn
+from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
 from batchnorm_tool.models.backends.loading import (
@@ -18,12 +18,6 @@ from batchnorm_tool.models.backends.loading import (
     describe_failure,
     inner_layer_model,
     load_stored,
-)
-from batchnorm_tool.models.backends.normalized_model import (
-    GraphOutput,
-    NormalizedModel,
-    normalized_tensors,
-    normalizing_layer,
 )
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
@@ -82,7 +76,7 @@ class KerasModel(LoadedModel):
 
     def compile(self, batch_size: int) -> Step:
         """Return a step over batches of one size."""
-        if _overrides(self.model, "predict"):
+        if overrides(self.model, "predict"):
             return self._step_through_predict(batch_size)
         concrete, parts = _trace(self.model, self.structure, self.inputs, batch_size, self.chosen)
         for field, place in zip(self.outputs, self.chosen, strict=True):
@@ -98,7 +92,7 @@ class KerasModel(LoadedModel):
         import keras
         import tensorflow as tf
 
-        if _overrides(self.model, "predict"):
+        if overrides(self.model, "predict"):
             raise ModelError("its class defines predict() itself, as Python code")
         size = self.own_batch_size
         concrete, _ = _trace(self.model, self.structure, self.inputs, size, self.chosen)
@@ -115,47 +109,6 @@ class KerasModel(LoadedModel):
         archive.add_endpoint("serve", serve, input_signature=signature)
         archive.write_out(directory, verbose=False)
 
-    def normalized(self, outputs: Sequence[GraphOutput], *, keep_norm: bool) -> NormalizedModel:
-        """Return a model around this one, which keeps its weights, inputs and names.
-
-        It gives a dictionary where this one does, and where there is more than one output.
-        """
-        import keras
-
-        if _overrides(self.model, "predict") or _overrides(self.model, "predict_step"):
-            raise ModelError(
-                "The model's class defines predict() or predict_step() itself, as Python code, "
-                "which is no part of a graph. Save the model that it calls."
-            )
-        size = self.own_batch_size
-        names = [each.name.replace("/", "_") for each in self.inputs]  # Keras takes no slash
-        ends = zip(self.inputs, names, strict=True)
-        flat = [keras.Input(each.shape, size, each.dtype, name=name) for each, name in ends]
-        taken = _packed(self.structure, flat, self.inputs)
-        result = self.model(taken)
-
-        def chosen(result: Any) -> dict[str, Any]:
-            parts = [part for _, part in _named_parts(result)]
-            places = zip(self.outputs, self.chosen, strict=True)
-            return {field.name: parts[place] for field, place in places}
-
-        def raw(*given: Any) -> dict[str, Any]:
-            return chosen(self.model(_packed(self.structure, given, self.inputs), training=False))
-
-        tensors = chosen(result)
-        for name, tensor in tensors.items():
-            if (layer := normalizing_layer(tensor)) is not None:
-                warn(f"`{name}` is normalized already, by {layer}, at the end of the model.")
-        found = normalized_tensors(tensors, outputs, keep_norm=keep_norm)
-        is_alone = len(found) == 1 and not isinstance(result, Mapping)
-        made = keras.Model(taken, _renamed(taken, *found.items()) if is_alone else found)
-
-        def call(*given: Any) -> dict[str, Any]:
-            results = made(_packed(self.structure, given, self.inputs), training=False)
-            return dict(zip(found, [results], strict=True)) if is_alone else results
-
-        return NormalizedModel(self.inputs, tuple(found), call, raw, made, size)
-
     def _step_through_predict(self, batch_size: int) -> Step:
         """Return a step by way of a ``predict`` that the model's class defines itself."""
         lock = threading.Lock()
@@ -163,7 +116,7 @@ class KerasModel(LoadedModel):
         def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
             with lock, backends.run_errors():
                 result = _call_predict(self.model, self.structure, self.inputs, arrays)
-            found = [np.asarray(array) for _, array in _named_parts(result)]
+            found = [np.asarray(array) for _, array in named_parts(result)]
             for field, place in zip(self.outputs, self.chosen, strict=True):
                 backends.check_output(field.name, found[place].shape, batch_size)
             return [found[place] for place in self.chosen]
@@ -290,17 +243,17 @@ def _describe_outputs(
     """Return names of all outputs, each with something that has its shape and dtype."""
     import keras
 
-    if _overrides(model, "predict"):
+    if overrides(model, "predict"):
         arrays = list(repeated(filler(inputs), own_batch_size or 2).values())
         result = _call_predict(model, structure, inputs, arrays)
-        return [(name, np.asarray(part)) for name, part in _named_parts(result)]
-    if _overrides(model, "predict_step") or not getattr(model, "outputs", None):
+        return [(name, np.asarray(part)) for name, part in named_parts(result)]
+    if overrides(model, "predict_step") or not getattr(model, "outputs", None):
         return _trace(model, structure, inputs, own_batch_size)[1]
     is_alone = isinstance(model, keras.Sequential) and len(model.outputs) == 1
-    return _named_parts(model.outputs[0] if is_alone else model.output)
+    return named_parts(model.outputs[0] if is_alone else model.output)
 
 
-def _named_parts(structure: Any) -> list[tuple[str, Any]]:
+def named_parts(structure: Any) -> list[tuple[str, Any]]:
     """Return the parts of a model's result with their names, in the model's order.
 
     Names are the keys of a dictionary, else the names of the layers, else ``output``.
@@ -332,22 +285,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _renamed(inputs: Any, named: tuple[str, Any]) -> Any:
-    """Name a model's only output: as its operation is called, unless another one is."""
-    import keras
-
-    name, tensor = named
-    used = {operation.name for operation in keras.Model(inputs, tensor).operations}
-    free = f"{name}_normalized" if name in used else name
-    return keras.layers.Identity(name=free, dtype=tensor.dtype)(tensor)
-
-
-def _overrides(model: Any, method: str) -> bool:
+def overrides(model: Any, method: str) -> bool:
     """Tell whether the model's class defines a method itself that Keras defines, too."""
     return not getattr(type(model), method).__module__.startswith("keras.")
 
 
-def _packed(structure: Any, flat: Sequence[Any], inputs: Sequence[Field]) -> Any:
+def packed(structure: Any, flat: Sequence[Any], inputs: Sequence[Field]) -> Any:
     """Return flat values in the nest in which the model wants its inputs."""
     import keras
 
@@ -373,7 +316,7 @@ def _trace(
     ]
 
     def predict_step(*flat: Any) -> list[Any]:
-        parts[:] = _named_parts(model.predict_step((_packed(structure, flat, inputs),)))
+        parts[:] = named_parts(model.predict_step((packed(structure, flat, inputs),)))
         places = range(len(parts)) if chosen is None else chosen
         return [parts[place][1] for place in places]
 
@@ -397,6 +340,6 @@ def _call_predict(
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
     extra = {"verbose": 0, "batch_size": len(arrays[0])}
     return model.predict(
-        _packed(structure, arrays, inputs),
+        packed(structure, arrays, inputs),
         **{name: value for name, value in extra.items() if takes_all or name in wanted},
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm_tool.errors import JobError
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
 
@@ -60,6 +61,13 @@ def normalize_tensor(x: Any, normalization: Normalization, axis: int | str = -1)
     lengths = _lengths(vectors, normalization.norm, axes)
     norms = norms * lengths
     return vectors / lengths, norms if sizes is None else norms * sizes
+
+
+def checked_axis(axis: int | str | None) -> int | str:
+    """Return -1, the default, or ``"all"``; anything else is refused."""
+    if axis not in (None, -1, "-1", "all"):
+        raise JobError(f"`axis` must be -1 or 'all'. Received: {axis!r}.")
+    return "all" if axis == "all" else -1
 
 
 def _divided_by_peaks(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import JobError, ModelError
+from batchnorm_tool.errors import JobError, ModelError, warn
+from batchnorm_tool.models.backends import place_name
+from batchnorm_tool.models.backends.keras import KerasModel, named_parts, overrides, packed
 from batchnorm_tool.models.backends.normalization_graph import normalize_tensor
+from batchnorm_tool.models.batching import LoadedModel
+from batchnorm_tool.norms.norm import Anything
 from batchnorm_tool.norms.normalization import Normalization
 
+RAW, EDGES, VECTORS = "raw", "edges", "vectors"
 # Layers and operations of Keras, and our layer; `Normalize` is `keras.ops.normalize`.
 _NORMALIZING = ("UnitNormalization", "VectorNormalization", "Normalize", "Softmax")
 _NO_IDENTIFIER = re.compile(r"[^A-Za-z0-9_]")
 _PASSING = ("Cast", "Dropout", "Flatten", "Identity", "Reshape")
+_NARROW = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ class GraphOutput:
     axis: int | str = -1
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
+
+    def vectors(self, raw: Anything) -> Anything:
+        """Return predictions ``[n, ...]`` as the vectors that are normalized, a row for each."""
+        width = raw[0].size if self.axis == "all" or raw.ndim == 1 else raw.shape[-1]
+        return raw.reshape(-1, width)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,129 @@ def identifier(name: str) -> str:
     return _NO_IDENTIFIER.sub("_", name)
 
 
-def normalizing_layer(tensor: Any) -> str | None:
+def normalize_model(
+    model: LoadedModel, outputs: Sequence[GraphOutput], *, keep_norm: bool
+) -> NormalizedModel:
+    """Return a model around another, which keeps its weights, inputs and names.
+
+    It gives a dictionary where that one does, and where there is more than one output.
+
+    Raises:
+        JobError: An output has the name that norms would get, or is to be quantized.
+        ModelError: It has no graph that can be continued.
+    """
+    import keras
+
+    if not isinstance(model, KerasModel):
+        raise ModelError(
+            "A SavedModel, a model of Keras 2 and a graph of another runtime cannot be continued. "
+            "Bake the model as Keras 3 saves it, with model.save('model.keras')."
+        )
+    if overrides(model.model, "predict") or overrides(model.model, "predict_step"):
+        raise ModelError(
+            "The model's class defines predict() or predict_step() itself, as Python code, "
+            "which is no part of a graph. Save the model that it calls."
+        )
+
+    def chosen(result: Any) -> dict[str, Any]:
+        parts = [part for _, part in named_parts(result)]
+        places = zip(model.outputs, model.chosen, strict=True)
+        return {field.name: parts[place] for field, place in places}
+
+    def raw(*given: Any) -> dict[str, Any]:
+        nest = packed(model.structure, given, model.inputs)
+        return chosen(model.model(nest, training=False))
+
+    size = model.own_batch_size
+    taken = packed(model.structure, _keras_inputs(model.inputs, size), model.inputs)
+    result = model.model(taken)
+    tensors = chosen(result)
+    for name, tensor in tensors.items():
+        if (layer := _normalizing_layer(tensor)) is not None:
+            warn(f"`{name}` is normalized already, by {layer}, at the end of the model.")
+    found = _normalized_tensors(tensors, outputs, keep_norm=keep_norm)
+    is_alone = len(found) == 1 and not isinstance(result, Mapping)
+    made = keras.Model(taken, _renamed(taken, *found.items()) if is_alone else found)
+
+    def call(*given: Any) -> dict[str, Any]:
+        results = made(packed(model.structure, given, model.inputs), training=False)
+        return dict(zip(found, [results], strict=True)) if is_alone else results
+
+    return NormalizedModel(model.inputs, tuple(found), call, raw, made, size)
+
+
+def probe(
+    model: NormalizedModel,
+    outputs: Sequence[GraphOutput],
+    fields: Sequence[Field],
+    *,
+    keep_norm: bool,
+) -> NormalizedModel:
+    """Return a model that shows what a normalized one computes within; see `commands.bake.parity`.
+
+    It also gives the raw outputs, as ``raw_0000`` and so on. It takes rows in the place of raw
+    predictions, as ``edges_0000``, and gives what becomes of them as ``vectors_0000`` (and
+    ``vectors_0000_norm``).
+
+    Args:
+        model: The normalized model.
+        outputs: How each of its outputs is normalized.
+        fields: The outputs of the original, in the same order.
+        keep_norm: Whether the model gives norms.
+    """
+    import keras
+
+    taken = len(model.inputs)
+    inputs = (*model.inputs, *(_edge_field(place, field) for place, field in enumerate(fields)))
+    fed = [replace(each, name=place_name(VECTORS, n)) for n, each in enumerate(outputs)]
+
+    def call(*given: Any) -> dict[str, Any]:
+        raw = model.raw(*given[:taken])
+        rows = {each.name: row for each, row in zip(fed, given[taken:], strict=True)}
+        shown = (_widened(raw[each.name]) for each in outputs)
+        return {
+            **_normalized_tensors(raw, outputs, keep_norm=keep_norm),
+            **{place_name(RAW, place): tensor for place, tensor in enumerate(shown)},
+            **_normalized_tensors(rows, fed, keep_norm=keep_norm),
+        }
+
+    flat = _keras_inputs(inputs, model.batch_size)
+    found = call(*flat)
+    made = keras.Model(flat, found)
+    return NormalizedModel(inputs, tuple(found), call, model.raw, made, model.batch_size)
+
+
+def _edge_field(place: int, field: Field) -> Field:
+    dtype = field.dtype if "float" in field.dtype else "float32"
+    return Field(place_name(EDGES, place), field.shape, dtype)
+
+
+def _keras_inputs(fields: Sequence[Field], size: int | None) -> list[Any]:
+    import keras
+
+    names = [each.name.replace("/", "_") for each in fields]  # Keras takes no slash
+    ends = zip(fields, names, strict=True)
+    return [keras.Input(each.shape, size, each.dtype, name=name) for each, name in ends]
+
+
+def _widened(tensor: Any) -> Any:
+    """Return a tensor as every runtime gives it out."""
+    from keras import ops
+
+    return ops.cast(tensor, "float32") if ops.dtype(tensor) in _NARROW else tensor
+
+
+def _renamed(inputs: Any, named: tuple[str, Any]) -> Any:
+    """Name a model's only output: as its operation is called, unless another one is."""
+    import keras
+
+    name, tensor = named
+    used = {operation.name for operation in keras.Model(inputs, tensor).operations}
+    free = f"{name}_normalized" if name in used else name
+    return keras.layers.Identity(name=free, dtype=tensor.dtype)(tensor)
+
+
+def _normalizing_layer(tensor: Any) -> str | None:
     """Return what a Keras graph ends in, if that normalizes, such as ``UnitNormalization``."""
     while (history := getattr(tensor, "_keras_history", None)) is not None:
         operation = history.operation
@@ -105,12 +238,8 @@ def normalizing_layer(tensor: Any) -> str | None:
     return None
 
 
-def output_names(outputs: Sequence[GraphOutput], *, keep_norm: bool) -> tuple[str, ...]:
-    """Return the names of outputs, each followed by that of its norms, where these are kept.
-
-    Raises:
-        JobError: An output has the name that norms would get, or is to be quantized.
-    """
+def _output_names(outputs: Sequence[GraphOutput], *, keep_norm: bool) -> tuple[str, ...]:
+    """Return the names of outputs, each followed by that of its norms, where these are kept."""
     for output in outputs:
         if (quantized := output.normalization.dtype) is not None:
             raise JobError(
@@ -127,16 +256,10 @@ def output_names(outputs: Sequence[GraphOutput], *, keep_norm: bool) -> tuple[st
     return tuple(names)
 
 
-def normalized_tensors(
+def _normalized_tensors(
     tensors: Mapping[str, Any], outputs: Sequence[GraphOutput], *, keep_norm: bool
 ) -> dict[str, Any]:
-    """Normalize the outputs of a model, one number for a row being a vector of one.
-
-    Args:
-        tensors: The raw outputs ``[n, ...]``, by name.
-        outputs: Those to normalize.
-        keep_norm: Also return the norms of each; see `output_names`.
-    """
+    """Normalize raw outputs ``[n, ...]``, one number for a row being a vector of one."""
     from keras import ops
 
     found: list[Any] = []
@@ -149,4 +272,4 @@ def normalized_tensors(
         vectors, norms = normalize_tensor(x, output.normalization, output.axis)
         found.append(ops.cast(vectors, output.dtype) if output.dtype else vectors)
         found += [norms] if keep_norm else []
-    return dict(zip(output_names(outputs, keep_norm=keep_norm), found, strict=True))
+    return dict(zip(_output_names(outputs, keep_norm=keep_norm), found, strict=True))

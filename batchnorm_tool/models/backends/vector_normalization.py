@@ -6,8 +6,7 @@ from typing import Any
 
 import keras
 
-from batchnorm_tool.errors import JobError
-from batchnorm_tool.models.backends.normalization_graph import normalize_tensor
+from batchnorm_tool.models.backends.normalization_graph import checked_axis, normalize_tensor
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
 
@@ -45,9 +44,7 @@ class VectorNormalization(keras.layers.Layer):
     ) -> None:
         super().__init__(**options)
         self._normalization = Normalization(Norm.parse(norm, p))
-        if axis not in (-1, "all"):
-            raise JobError(f"`axis` must be -1 or 'all'. Received: {axis!r}.")
-        self.axis = axis
+        self.axis = checked_axis(axis)
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:

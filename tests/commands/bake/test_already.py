@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from batchnorm_tool.commands.bake.already import unit_length_warnings
+from batchnorm_tool.commands.bake.bake import unit_length_warnings
 from batchnorm_tool.models.backends.normalized_model import GraphOutput
 from batchnorm_tool.norms.norm import L1, L2, Norm
 from batchnorm_tool.norms.normalization import Normalization

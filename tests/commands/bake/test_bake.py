@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "format": ({"to": ["kera"]}, JobError, "Did you mean `keras`"),
     "no format": ({"to": []}, JobError, "no format"),
     "norm": ({"norm": "l7"}, JobError, "Unknown norm"),
-    "axis": ({"axis": 2}, JobError, "-1 or all. Received: 2"),
+    "axis": ({"axis": 2}, JobError, "-1 or 'all'. Received: 2"),
     "like and norm": ({"like": "x", "norm": "l2"}, JobError, "Leave these out"),
     "like nothing": ({"like": "nowhere"}, InputError, "nowhere"),
     "suffix": ({"out": "unit.h5"}, OutputError, r"ends in \.keras. Received: `unit.h5`"),

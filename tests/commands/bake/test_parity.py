@@ -25,8 +25,7 @@ from batchnorm_tool.commands.bake import bake as baking
 from batchnorm_tool.commands.bake.parity import Parity, RowDifferences, edge_rows, run_bare
 from batchnorm_tool.errors import JobError, ModelError
 from batchnorm_tool.layers import VectorNormalization
-from batchnorm_tool.models import export
-from batchnorm_tool.models.backends import bare_runner
+from batchnorm_tool.models.backends import bare_runner, export
 from batchnorm_tool.models.backends.normalized_model import GraphOutput
 from batchnorm_tool.norms.norm import L1, L2
 from batchnorm_tool.norms.normalization import Normalization

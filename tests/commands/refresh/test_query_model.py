@@ -215,7 +215,7 @@ def test_several_formats_lie_side_by_side(towers: Nightly, baked: list[str]) -> 
 def test_a_missing_package_is_named_before_anything_is_published(
     towers: Nightly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchnorm_tool.models.export.find_spec", lambda _: None)
+    monkeypatch.setattr("batchnorm_tool.models.backends.export.find_spec", lambda _: None)
     towers.sections["publish"][0] |= {"formats": ["onnx"]}
     with pytest.raises(JobError, match=r"needs onnx.* `pip install 'batchnorm-tool\[onnx"):
         towers.night(FIRST)
