@@ -245,7 +245,7 @@ def test_a_failure_leaves_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("batchnorm_tool.commands.bake.bake.sync_directory", fail)
+    monkeypatch.setattr("batchnorm_tool.commands.bake.bake.sync_path", fail)
     with pytest.raises(Exception, match="No space left"):
         bake(model, tmp_path / "unit", to=["savedmodel"])
     assert list(tmp_path.iterdir()) == []
