@@ -259,7 +259,9 @@ def _cache(cache: ModelCache) -> Description:
 
 def _show(path: str, progress: Progress) -> Description:
     if state.is_store(path):
-        return Description("store", path, _store(path))
+        directory, _ = state.open_store(path)
+        described = directory.look(functools.partial(_store, directory))
+        return Description("store", path, described)
     if Path(path).is_dir():
         storage = Storage(Path(path))
         manifest = read_manifest(storage, path)
@@ -416,14 +418,7 @@ def _write_page(shown: Description, html: str) -> None:
     save_page(html, run_page(shown.details, chunks))
 
 
-def _store(path: str) -> StoreDescription:
-    directory, _ = state.open_store(path)
-    return directory.look(functools.partial(_described_store, directory))
-
-
-def _described_store(
-    directory: state.StoreDirectory, pointer: state.StorePointer
-) -> StoreDescription:
+def _store(directory: state.StoreDirectory, pointer: state.StorePointer) -> StoreDescription:
     waiting = None if pointer.waiting is None else directory.record(pointer.waiting)
     store = StoreDescription(
         version=pointer.live,

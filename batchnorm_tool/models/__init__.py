@@ -111,7 +111,9 @@ def _load(
     report: security.ModelReport | None = None,
 ) -> ModelPredictor:
     if path.endswith(security.ONNX_SUFFIX):
-        return _load_onnx(model, path, engine, choose)
+        from batchnorm_tool.models.backends.onnx_graph import load_onnx_file
+
+        return load_onnx_file(model, path, engine, choose)
     from batchnorm_tool.models.backends import start_tensorflow
     from batchnorm_tool.models.backends.loading import load_errors, quiet_libraries
 
@@ -131,14 +133,6 @@ def _load(
 
             loaded = load_keras_model(model, path, choose)
     return ModelPredictor(loaded, *setup, pads=model.batch_dependent == "refuse")
-
-
-def _load_onnx(model: Model, path: str, engine: Engine, choose: OutputChoice) -> ModelPredictor:
-    from batchnorm_tool.models.backends import onnx_file, onnx_graph
-
-    onnx_file.check_onnx_job(model, engine)
-    loaded = onnx_file.load_onnx_file(model, path, engine.threads, choose)
-    return onnx_graph.onnx_predictor(loaded, engine.threads)
 
 
 def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:

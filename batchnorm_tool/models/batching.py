@@ -18,11 +18,14 @@ import numpy as np
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
+from batchnorm_tool.features.values import fits
 from batchnorm_tool.norms.norm import numpy_dtype
 from batchnorm_tool.storage.checked_json import Positive, Record
 
 Device = Literal["cpu", "gpu"]
 Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+# By the names of a model's inputs or outputs.
+Rows = Mapping[str, np.ndarray]
 # From the names of all outputs of a model to the places of those that are taken.
 OutputChoice = Callable[[Sequence[str]], Sequence[int]]
 _NARROW_FLOATS = frozenset({"bfloat16", "float16"})
@@ -149,7 +152,7 @@ class ModelPredictor:
             )
         return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
 
-    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
+    def failing_rows(self, features: Rows) -> dict[int, str]:
         """Return the rows on which the model fails, each alone, with what it says of it.
 
         Raises:
@@ -167,7 +170,7 @@ class ModelPredictor:
         own = self.model.own_batch_size
         return self.with_batch_size(own or min(_SEARCH_ROWS, self.batch_size or _SEARCH_ROWS))
 
-    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, features: Rows) -> dict[str, np.ndarray]:
         """Predict any number of rows, batch by batch; may be called from several threads at once.
 
         Args:
@@ -222,9 +225,7 @@ def _given(field: Field) -> Field:
     return replace(field, shape=field.shape or (1,), dtype=dtype)
 
 
-def _failing(
-    predictor: ModelPredictor, features: Mapping[str, np.ndarray], rows: np.ndarray
-) -> dict[int, str]:
+def _failing(predictor: ModelPredictor, features: Rows, rows: np.ndarray) -> dict[int, str]:
     """Find the rows on which the model fails, by halving; a call holds no others."""
     # Rows repeated to a full batch: another size would be another graph, and other rows could fail
     # in their place.
@@ -268,7 +269,7 @@ def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[i
     return [names.index(name) for name in chosen] if chosen is not None else [0]
 
 
-def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
+def _checked(features: Rows, field: Field) -> np.ndarray:
     """Return the array of an input in the model's dtype, C-ordered; check that its shape fits."""
     array = features.get(field.name)
     if array is None:
@@ -276,7 +277,7 @@ def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
             f"The model's input `{field.name}` is missing. Received: "
             f"{', '.join(features) or 'nothing'}."
         )
-    if not _fits(array.shape[1:], field.shape):
+    if not fits(array.shape[1:], field.shape):
         raise InputError(
             f"The model's input `{field.name}` has the shape {('rows', *field.shape)}. Received: "
             f"an array of {array.shape}."
@@ -284,12 +285,6 @@ def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
     if field.dtype == "string":
         return array
     return np.ascontiguousarray(array, dtype=numpy_dtype(field.dtype))
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        expected in (None, length) for expected, length in zip(wanted, shape, strict=True)
-    )
 
 
 def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
@@ -348,11 +343,11 @@ class IdentityPredictor:
         """Return the same; the batch size changes nothing here."""
         return replace(self, batch_size=batch_size)
 
-    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:  # noqa: ARG002
+    def failing_rows(self, features: Rows) -> dict[int, str]:  # noqa: ARG002
         """Return none: nothing is computed."""
         return {}
 
-    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, features: Rows) -> dict[str, np.ndarray]:
         """Return the features themselves, ``[n]`` as ``[n, 1]``."""
         return {
             name: array[:, np.newaxis] if array.ndim == 1 else array

@@ -10,15 +10,13 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache as cache_results
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
-
-import numpy as np
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
@@ -34,13 +32,12 @@ from batchnorm_tool.errors import (
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import batching, cache
 from batchnorm_tool.models.backends.loading import KERAS_2, NeedsKeras2Error
-from batchnorm_tool.models.batching import ModelFacts
+from batchnorm_tool.models.batching import ModelFacts, Rows
 from batchnorm_tool.models.cache import CachedModel, Key, ModelCache
 from batchnorm_tool.models.security import ModelReport
 
 T = TypeVar("T")
 # From the model's inputs to rows of the user's input.
-Rows = Mapping[str, np.ndarray]
 Sample = Callable[[Sequence[Field]], Rows]
 PROOF_ROWS = 1024
 _CONVERTERS = ("tf2onnx", "onnx", "onnxruntime")

@@ -12,11 +12,10 @@ from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.batching import Predictor, Rows
 from batchnorm_tool.models.cache import Key, ModelCache
 from batchnorm_tool.storage.checked_json import Positive, Record
 
-_Rows = Mapping[str, np.ndarray]
 # What the speed of a size depends on beside model and machine.
 _VERSIONED = ("tensorflow", "keras", "onnxruntime", "batchnorm-tool")
 # Rows that are predicted to learn what the model does: a slow one takes seconds for each.
@@ -50,7 +49,7 @@ class FastestBatch(Record):
     rows: Positive
 
 
-def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[int]) -> int | None:
+def independent_batch_size(predictor: Predictor, sample: Rows, sizes: Sequence[int]) -> int | None:
     """Return the first of several batch sizes at which a row's bits do not depend on its place.
 
     ``None`` where none will do. Found by trying on the sample: strong evidence, and no proof.
@@ -68,7 +67,7 @@ def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[
     return None
 
 
-def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -> bool:
+def is_place_independent(predictor: Predictor, sample: Rows, batch_size: int) -> bool:
     """Tell, by a sample, whether rows get the same bits wherever they stand in a batch."""
     batch = repeated(sample, batch_size)
     expected = predictor.predict(batch)
@@ -82,7 +81,7 @@ def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -
 
 
 def examine(
-    model: Predictor, sized: Predictor, sample: _Rows, *, batch_dependent: bool
+    model: Predictor, sized: Predictor, sample: Rows, *, batch_dependent: bool
 ) -> tuple[Field, ...]:
     """Return a model's outputs with true shapes and dtypes, if each row's depend on it alone."""
     # Few rows first: on a slow model, or one that fails, a whole batch would take minutes.
@@ -134,12 +133,12 @@ def _true_field(name: str, predictions: np.ndarray) -> Field:
     return Field(name, shape, str(dtype))
 
 
-def repeated(sample: _Rows, rows: int) -> dict[str, np.ndarray]:
+def repeated(sample: Rows, rows: int) -> dict[str, np.ndarray]:
     """Return the rows of a sample, over and over until there are so many."""
     return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in sample.items()}
 
 
-def _distinct(predictor: Predictor, batch: _Rows) -> tuple[_Rows, _Rows]:
+def _distinct(predictor: Predictor, batch: Rows) -> tuple[Rows, Rows]:
     """Return distinct rows and what is predicted for them; equal ones would hide a lot."""
     if all((array == array[:1]).all() for array in batch.values()):
         varied = {name: array.copy() for name, array in batch.items()}
@@ -150,7 +149,7 @@ def _distinct(predictor: Predictor, batch: _Rows) -> tuple[_Rows, _Rows]:
     return batch, predictor.predict(batch)
 
 
-def _is_mixed(predictor: Predictor, batch: _Rows, expected: _Rows) -> bool:
+def _is_mixed(predictor: Predictor, batch: Rows, expected: Rows) -> bool:
     """Tell whether a row's prediction changes with the rows beside it, or with its place."""
     for place, other in _other_neighbours(batch, predictor.batch_size or 1):
         try:
@@ -163,13 +162,13 @@ def _is_mixed(predictor: Predictor, batch: _Rows, expected: _Rows) -> bool:
     return _is_other(expected, {name: np.roll(array, -3, 0) for name, array in moved.items()})
 
 
-def _is_other(expected: _Rows, found: _Rows) -> bool:
+def _is_other(expected: Rows, found: Rows) -> bool:
     """Tell whether most of the rows, computed elsewhere, are others."""
     # The median: a few rows may tip over for reasons of rounding, a mixed model moves them all.
     return bool(np.median(_distances(expected, found)) > _NOISE_ELSEWHERE)
 
 
-def _other_neighbours(batch: _Rows, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def _other_neighbours(batch: Rows, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yield batches in which one row stands where it stood, and all others are other rows."""
     middle = rows // 2 | 1 if rows > 1 else 0
     for place, change in (
@@ -198,7 +197,7 @@ def _larger(array: np.ndarray, factor: int) -> np.ndarray:
     return np.full_like(array, "a" if array.dtype == object else 1)
 
 
-def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
+def _distances(expected: Rows, found: Rows) -> np.ndarray:
     """Say how far each row is from what is expected at most, in parts of its column's maximum."""
     farthest = np.zeros(1)
     for name, predictions in expected.items():
@@ -214,7 +213,7 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
     return farthest
 
 
-def remembered_batch_size(predictor: Predictor, sample: _Rows, rows: int, model: Key) -> int:
+def remembered_batch_size(predictor: Predictor, sample: Rows, rows: int, model: Key) -> int:
     """Return what `choose_batch_size` found on this machine before, or finds now, which is kept.
 
     ``model`` names the model's content, and what of it is computed.
@@ -237,7 +236,7 @@ def remembered_batch_size(predictor: Predictor, sample: _Rows, rows: int, model:
     return ModelCache.of_user().remembered("batch-size", key, FastestBatch, choose).rows
 
 
-def choose_batch_size(predictor: Predictor, sample: _Rows, rows: int) -> int:
+def choose_batch_size(predictor: Predictor, sample: Rows, rows: int) -> int:
     """Measure which batch size is fastest."""
     # Tries powers of two from 32 to 8192 rows, up to the next power of two from `rows`, for about 2
     # seconds or three calls of the model, whichever is longer (compiling not counted), and within a
@@ -272,13 +271,13 @@ def _chosen(speeds: Mapping[int, float], row_bytes: int) -> int:
     return max(cached, default=min(fastest))
 
 
-def _row_bytes(predictor: Predictor, sample: _Rows) -> int:
+def _row_bytes(predictor: Predictor, sample: Rows) -> int:
     """Return bytes of one row of features and predictions, these as float32."""
     given = sum(array[:1].nbytes for array in sample.values())
     return given + sum(replace(out, dtype="float32").row_bytes for out in predictor.outputs)
 
 
-def _range(sample: _Rows, rows: int) -> tuple[int, int]:
+def _range(sample: Rows, rows: int) -> tuple[int, int]:
     """Return the smallest and the largest size to try, powers of two; none for no rows."""
     if not rows or not all(map(len, sample.values())):
         return 1, 0
@@ -291,7 +290,7 @@ def _range(sample: _Rows, rows: int) -> tuple[int, int]:
     return min(SMALLEST, wanted), min(LARGEST, wanted, max(SMALLEST, in_memory))
 
 
-def _seconds(predictor: Predictor, sample: _Rows, size: int, left: float) -> list[float]:
+def _seconds(predictor: Predictor, sample: Rows, size: int, left: float) -> list[float]:
     """Return seconds of calls of ``size`` rows, at least one; the first also warms up."""
     batch = repeated(sample, size)
     seconds: list[float] = []

@@ -1,12 +1,19 @@
 """The proof of a converted model: its predictions against those of the original."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models.batching import LoadedModel, ModelPredictor, Predictor, Step, filler
+from batchnorm_tool.models.batching import (
+    LoadedModel,
+    ModelPredictor,
+    Predictor,
+    Rows,
+    Step,
+    filler,
+)
 
 # Of a row's length. Runtimes that sum in another order differed by 6.5e-7 at most.
 TOLERANCE = 1e-5
@@ -18,10 +25,9 @@ _SIZES = (*range(1, 26), 32, 33, 100, 255, 256, 1000)
 _TIMES = 8
 # The first is zero to TensorFlow; next to 1.2e-38 rounding in another order decides on zeros.
 _TINY = (1e-42, 1e-30)
-_Rows = Mapping[str, np.ndarray]
 
 
-def _with_edge_rows(rows: _Rows, model: LoadedModel) -> dict[str, np.ndarray]:
+def _with_edge_rows(rows: Rows, model: LoadedModel) -> dict[str, np.ndarray]:
     """Return rows, and behind them rows that are made up, and such as a model may fail at."""
     random = np.random.default_rng(0)
     sizes = [model.embedding_sizes.get(field.name) for field in model.inputs]
@@ -56,7 +62,7 @@ def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> 
     return np.concatenate([made_up.astype(array.dtype), np.stack(rows)])
 
 
-def largest_difference(reference: ModelPredictor, other: ModelPredictor, rows: _Rows) -> float:
+def largest_difference(reference: ModelPredictor, other: ModelPredictor, rows: Rows) -> float:
     """Return the largest distance of a row from the reference, in parts of the row's length.
 
     Args:
@@ -85,7 +91,7 @@ def largest_difference(reference: ModelPredictor, other: ModelPredictor, rows: _
     return largest
 
 
-def _outcome(predictor: Predictor, rows: _Rows) -> tuple[set[int], dict[str, np.ndarray]]:
+def _outcome(predictor: Predictor, rows: Rows) -> tuple[set[int], dict[str, np.ndarray]]:
     """Return the rows on which a model fails, and what it predicts for the others."""
     try:
         return set(), predictor.predict(rows)

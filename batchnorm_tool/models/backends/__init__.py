@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -148,14 +148,10 @@ def _without_chatter() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-            _pass_on(held)
-
-
-def _pass_on(held: IO[bytes]) -> None:
-    held.seek(0)
-    for line in held:
-        if not _CHATTER.match(line):
-            os.write(2, line)
+            held.seek(0)
+            for line in held:
+                if not _CHATTER.match(line):
+                    os.write(2, line)
 
 
 def field_of(name: str, tensor: Any) -> Field:

@@ -15,7 +15,7 @@ from batchnorm_tool.job import Model
 from batchnorm_tool.models import batching, conversion, security
 from batchnorm_tool.models.backends import legacy, onnx_conversion, onnx_graph, start_tensorflow
 from batchnorm_tool.models.backends.loading import quiet_libraries
-from batchnorm_tool.models.batching import ModelFacts, ModelPredictor
+from batchnorm_tool.models.batching import ModelFacts, ModelPredictor, Rows
 from batchnorm_tool.models.cache import CacheEntry, ModelCache
 from batchnorm_tool.models.conversion import ConversionRequest
 
@@ -75,11 +75,11 @@ def _to_onnx(
     return replace(entry, facts=facts, speeds=speeds)
 
 
-def _good_rows(model: ModelPredictor, rows: conversion.Rows) -> conversion.Rows:
+def _good_rows(model: ModelPredictor, rows: Rows) -> Rows:
     """Return the rows on which a model runs, or one that is made up."""
     sized = model if model.batch_size else model.with_batch_size(_TRIED_AT_ONCE)
 
-    def run(rows: conversion.Rows) -> conversion.Rows:
+    def run(rows: Rows) -> Rows:
         sized.predict(rows)
         return rows
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,14 @@ from batchnorm_tool.models.backends import place_name, quoted
 from batchnorm_tool.models.backends.keras import KerasModel
 from batchnorm_tool.models.backends.normalized_model import NormalizedModel
 from batchnorm_tool.models.backends.onnx_graph import converted_predictor, is_out_of_memory
-from batchnorm_tool.models.backends.saved_model import SavedModel, load_saved_model
+from batchnorm_tool.models.backends.saved_model import SavedModel, graph_nodes, load_saved_model
 from batchnorm_tool.models.batching import (
     BackendRecord,
     LoadedModel,
     ModelFacts,
     ModelPredictor,
     Predictor,
+    Rows,
 )
 
 _OPSET = 18
@@ -42,12 +42,11 @@ _BOOL = 9  # as ONNX numbers the types of tensors
 _SPEED_SECONDS = 0.5
 _LEAST_ROWS = 1024
 _MOST_SAID = 300
-_Rows = Mapping[str, np.ndarray]
 # By the name of the operation that makes a table: its keys and values.
 _Tables = Mapping[bytes, tuple[np.ndarray, np.ndarray]]
 
 
-def convert(reference: ModelPredictor, rows: _Rows) -> tuple[bytes, ModelFacts]:
+def convert(reference: ModelPredictor, rows: Rows) -> tuple[bytes, ModelFacts]:
     """Convert a model that TensorFlow has loaded, and prove it on rows of the user's input.
 
     Raises:
@@ -73,7 +72,7 @@ def conversion_errors(what: str) -> Iterator[None]:
         raise ModelError(f"{what} ({type(error).__name__}: {quoted(error, _MOST_SAID)})") from error
 
 
-def prove(reference: ModelPredictor, content: bytes, rows: _Rows) -> ModelFacts:
+def prove(reference: ModelPredictor, content: bytes, rows: Rows) -> ModelFacts:
     """Return what is known of a graph: the model's own, and its proof on rows of the user's.
 
     Raises:
@@ -96,7 +95,7 @@ def prove(reference: ModelPredictor, content: bytes, rows: _Rows) -> ModelFacts:
 
 
 def measure(
-    reference: ModelPredictor, content: bytes, facts: ModelFacts, rows: _Rows
+    reference: ModelPredictor, content: bytes, facts: ModelFacts, rows: Rows
 ) -> tuple[ModelFacts, dict[str, float]]:
     """Add a proved graph's fastest batch size; returns how fast both back ends are, too."""
     with conversion_errors("the converted model does not run"):
@@ -106,7 +105,7 @@ def measure(
         return replace(facts, backend=record), speeds
 
 
-def _speed(predictor: Predictor, rows: _Rows) -> tuple[int, float]:
+def _speed(predictor: Predictor, rows: Rows) -> tuple[int, float]:
     """Return a model's fastest batch size, and rows per second of processor time with it."""
     size = placement.choose_batch_size(predictor, rows, placement.LARGEST)
     sized, batch = predictor.with_batch_size(size), placement.repeated(rows, size)
@@ -263,14 +262,9 @@ def _frozen(model: SavedModel, tables: _Tables) -> Any:
     frozen = convert_to_constants.convert_variables_to_constants_from_session_graph(
         model.session, _inlined(definition, [*model.feeds, *model.fetches]), ends
     )
-    for node in _nodes(frozen):
+    for node in graph_nodes(frozen):
         node.attr.pop("_output_shapes", None)  # wrong where a variable was
     return frozen
-
-
-def _nodes(definition: Any) -> Iterator[Any]:
-    functions = (function.node_def for function in definition.library.function)
-    return chain(definition.node, *functions)
 
 
 def _inlined(definition: Any, ends: Sequence[Any]) -> Any:
@@ -281,7 +275,7 @@ def _inlined(definition: Any, ends: Sequence[Any]) -> Any:
 
     for function in definition.library.function:
         function.attr.pop("api_implements", None)
-    for node in _nodes(definition):
+    for node in graph_nodes(definition):
         node.attr.pop("_lower_using_switch_merge", None)
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(definition, name="")

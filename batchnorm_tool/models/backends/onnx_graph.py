@@ -7,15 +7,31 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models.backends import check_output, place_name
-from batchnorm_tool.models.batching import LoadedModel, ModelFacts, ModelPredictor, Step
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import JobError, ModelError, ModelFailed
+from batchnorm_tool.job import Engine, Model
+from batchnorm_tool.models import security
+from batchnorm_tool.models.backends import check_output, field_of, place_name, quoted
+from batchnorm_tool.models.batching import (
+    BackendRecord,
+    LoadedModel,
+    ModelFacts,
+    ModelPredictor,
+    OutputChoice,
+    Step,
+)
+from batchnorm_tool.models.signature import check_onnx_choice
 
 GRAPH = "model.onnx"
+# Where NumPy's name is another than ONNX's.
+_DTYPES = {"float": "float32", "double": "float64"}
 # One row alone is multiplied as a vector, by other kernels, which round otherwise.
 _LEAST_ROWS = 2
 # What it says of an error, the error says.
@@ -52,7 +68,7 @@ class OnnxModel(LoadedModel):
         return step
 
 
-def open_session(content: bytes, threads: int) -> Any:
+def _open_session(content: bytes, threads: int) -> Any:
     """Load a graph on the CPU, with so many threads in one operation."""
     # What it tells its makers of each use; this is read at the import, where it writes files.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -96,16 +112,90 @@ def _denormals_as_zeros() -> Iterator[None]:
         library.fesetenv(before)
 
 
+def load_onnx_file(model: Model, path: str, engine: Engine, choose: OutputChoice) -> ModelPredictor:
+    """Load an ``.onnx`` file that the gate admitted.
+
+    Raises:
+        JobError: The extra is missing, or what the job asks cannot be had of an ONNX model.
+        ModelError: It does not load.
+    """
+    if find_spec("onnxruntime") is None:
+        raise JobError(
+            f"{model.path}: an ONNX model, which onnxruntime runs. Install it with `pip install "
+            "'batchnorm-tool[onnxruntime]'`."
+        )
+    check_onnx_choice(model)
+    if engine.device == "gpu":
+        raise JobError(
+            f"{model.path}: `engine.devices` asks for a GPU, and onnxruntime computes on the CPU "
+            "here. Set it to auto or cpu."
+        )
+    return _predictor(_loaded(model, path, engine.threads, choose), engine.threads)
+
+
+def _loaded(model: Model, path: str, threads: int, choose: OutputChoice) -> OnnxModel:
+    content = Path(path).read_bytes()
+    try:
+        session = _open_session(content, threads)
+    except Exception as error:  # its classes have no base of their own
+        raise ModelError(
+            f"{model.path}: does not load. Check that this onnxruntime knows its operations, or "
+            f"export it for an older version of them. onnxruntime says: " + quoted(error)
+        ) from error
+    inputs = session.get_inputs()
+    outputs = [each for each in session.get_outputs() if each.type.startswith("tensor(")]
+    if not outputs:
+        raise ModelError(
+            f"{model.path}: none of its outputs is a tensor. Received: "
+            f"{', '.join(f'{each.name} ({each.type})' for each in session.get_outputs())}. Export "
+            "the model with an array as its output."
+        )
+    chosen = [outputs[place] for place in choose([each.name for each in outputs])]
+    fields = tuple(map(_field, inputs))
+    sizes = {each.shape[0] for each in inputs if _is_fixed(each.shape[0])}
+    return OnnxModel(
+        inputs=fields,
+        outputs=tuple(map(_field, chosen)),
+        embedding_sizes=dict.fromkeys(
+            field.name for field in fields if field.dtype.startswith("int")
+        ),
+        own_batch_size=min(sizes, default=None),
+        session=session,
+        feeds=tuple(each.name for each in inputs),
+        fetches=tuple(each.name for each in chosen),
+        backend=BackendRecord(
+            name="onnxruntime",
+            graph_sha256=security.report_of(Path(path), model.path).content,
+            largest_difference=None,
+            independent=False,
+            batch_size=None,
+        ),
+    )
+
+
+def _field(end: Any) -> Field:
+    """Return the field of an input or output of a session."""
+    name = end.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if _is_fixed(size) else None for size in end.shape)
+    return field_of(
+        end.name, SimpleNamespace(shape=shape, dtype=_DTYPES.get(name, name), type=end.type)
+    )
+
+
+def _is_fixed(size: object) -> bool:
+    return isinstance(size, int) and size > 0
+
+
 def converted_predictor(content: bytes, facts: ModelFacts, threads: int) -> ModelPredictor:
     """Load a graph that was converted; its inputs and outputs are named by their places."""
     feeds = tuple(place_name("input", place) for place in range(len(facts.inputs)))
     fetches = tuple(place_name("output", place) for place in range(len(facts.outputs)))
-    session = open_session(content, threads)
+    session = _open_session(content, threads)
     model = OnnxModel(*facts.ends, session, feeds, fetches, backend=facts.backend)
-    return onnx_predictor(model, threads)
+    return _predictor(model, threads)
 
 
-def onnx_predictor(model: OnnxModel, threads: int) -> ModelPredictor:
+def _predictor(model: OnnxModel, threads: int) -> ModelPredictor:
     """Return a graph as a predictor; where the batch size changes no bits, nothing is padded."""
     independent = model.backend is not None and model.backend.independent
     pads = model.own_batch_size is not None or not independent

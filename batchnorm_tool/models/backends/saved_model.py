@@ -5,7 +5,7 @@ The Python objects that TensorFlow 2 stores beside it (optimizers, functions for
 neither needed nor in the copy that the gate admitted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -95,9 +95,12 @@ def _ids(inputs: Iterable[Field]) -> list[str]:
 
 def _looks_up(stored: Any) -> bool:
     """Tell whether any operation of a graph takes rows by their numbers, as an Embedding does."""
-    graph = stored.graph_def
-    functions = (function.node_def for function in graph.library.function)
-    return any(node.op in _LOOKUPS for node in chain(graph.node, *functions))
+    return any(node.op in _LOOKUPS for node in graph_nodes(stored.graph_def))
+
+
+def graph_nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph and of its functions."""
+    return chain(graph.node, *(function.node_def for function in graph.library.function))
 
 
 def _session(stored: Any) -> Any:

@@ -406,7 +406,9 @@ def _dataset_danger(dataset: h5py.Dataset, weights: Weights) -> str | None:
     # Of texts the length is not known before they are read; none is longer than the file.
     file = h5py.h5i.get_file_id(dataset.id)
     each = file.get_filesize() if dataset.dtype.hasobject else dataset.dtype.itemsize
-    weights.claimed += dataset.size * each * _readings(dataset)
+    # A chunk is unpacked as often as `_blocks` reads some of it.
+    readings = -(-dataset.chunks[0] // _rows_at_once(dataset)) if dataset.chunks else 1
+    weights.claimed += dataset.size * each * readings
     if weights.claimed > _may_grow_to(weights.file_bytes):
         return f"weights that grow from {weights.file_bytes:,} to {weights.claimed:,} bytes"
     if dataset.chunks:
@@ -414,11 +416,6 @@ def _dataset_danger(dataset: h5py.Dataset, weights: Weights) -> str | None:
         count = math.prod(-(-length // chunk) for length, chunk in chunks)
         weights.count(count // _CHUNKS_IN_A_PIECE)
     return None
-
-
-def _readings(dataset: h5py.Dataset) -> int:
-    """Say how often a chunk is unpacked when the dataset is read in `_blocks`."""
-    return -(-dataset.chunks[0] // _rows_at_once(dataset)) if dataset.chunks else 1
 
 
 def _rows_at_once(dataset: h5py.Dataset) -> int:

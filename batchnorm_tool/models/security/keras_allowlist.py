@@ -25,20 +25,14 @@ def allowed(name: str) -> frozenset[str]:
 
 
 _ALLOWLIST = tomllib.loads(Path(__file__).with_name("allowlist.toml").read_text("utf-8"))
-
-
 _KERAS_2_MODULES = ("keras.src.engine", "keras.engine", "tensorflow.python.keras", "tf_keras")
 _DATA_CLASSES = _words(
-    """
-    TensorShape __bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__
-    """
+    "TensorShape __bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__"
 )
 _FILE_KEYS = _words("idf_weights vocabulary vocabulary_file")
 # Each unit has at least one weight of one bit or more: none can exceed the bits in the file.
 _WEIGHT_KEYS = _words(
-    """
-    filters head_dim input_dim key_dim num_heads num_query_heads output_dim units value_dim
-    """
+    "filters head_dim input_dim key_dim num_heads num_query_heads output_dim units value_dim"
 )
 # Sizes of one layer of which each combination has a weight.
 _WEIGHT_PRODUCTS = (
@@ -62,28 +56,22 @@ _UNSAFE_CLASSES = {
     "JaxLayer": "a JaxLayer, which runs Python code stored in the file",
 }
 _DROPOUT_CLASSES = _words(
-    """
-    AlphaDropout Dropout GaussianDropout GaussianNoise
-    SpatialDropout1D SpatialDropout2D SpatialDropout3D
-    """
+    "AlphaDropout Dropout GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D "
+    "SpatialDropout3D"
 )
 _MODELS = _words("Functional Model Sequential")
 _LAYERS = allowed("keras_layers")
 # What stands in a file of Keras 2 for a call of a TensorFlow function; Keras 3 has no such layers.
 _KERAS_2_CLASSES = _words(
-    """
-    ClassMethod InstanceMethod InstanceProperty SlicingOpLambda TFOpLambda TensorFlowOpLayer
-    """
+    "ClassMethod InstanceMethod InstanceProperty SlicingOpLambda TFOpLambda TensorFlowOpLayer"
 )
 # Such a call names its function, and is harmless if that only computes.
 _CALLS = _words("SlicingOpLambda TFOpLambda")
 _CALLED = allowed("tensorflow_functions")
 _CALL_MODULES = (None, "keras.layers.core.tf_op_layer", "keras.src.layers.core.tf_op_layer")
 _POLICIES = _words(
-    """
-    AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy
-    Policy QuantizedDTypePolicy QuantizedFloat8DTypePolicy
-    """
+    "AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy "
+    "Policy QuantizedDTypePolicy QuantizedFloat8DTypePolicy"
 )
 _SMALL_OBJECTS = allowed("keras_initializers")
 _OURS = _words("VectorNormalization")
@@ -103,16 +91,12 @@ _MODULE_CLASSES = {
 }
 # Whatever these modules hold only computes.
 _HARMLESS_MODULES = _words(
-    """
-    keras.activations keras.constraints keras.initializers keras.losses keras.metrics
-    keras.optimizers keras.optimizers.schedules keras.quantizers keras.regularizers
-    """
+    "keras.activations keras.constraints keras.initializers keras.losses keras.metrics "
+    "keras.optimizers keras.optimizers.schedules keras.quantizers keras.regularizers"
 )
 _OP_MODULES = _words(
-    """
-    keras.src.ops.core keras.src.ops.einops keras.src.ops.image keras.src.ops.linalg
-    keras.src.ops.math keras.src.ops.nn keras.src.ops.numpy
-    """
+    "keras.src.ops.core keras.src.ops.einops keras.src.ops.image keras.src.ops.linalg "
+    "keras.src.ops.math keras.src.ops.nn keras.src.ops.numpy"
 )
 _FUNCTION_MODULES = _HARMLESS_MODULES | _words(
     "builtins keras.ops keras.ops.image keras.ops.linalg keras.ops.nn keras.ops.numpy"

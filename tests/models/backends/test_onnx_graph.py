@@ -23,7 +23,7 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import JobError, ModelError
 from batchnorm_tool.job import Engine, Job, Model
 from batchnorm_tool.models import describe_model, security
-from batchnorm_tool.models.backends import onnx_file, onnx_graph
+from batchnorm_tool.models.backends import onnx_graph
 
 WEIGHTS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
@@ -129,7 +129,7 @@ def test_neither_tensorflow_nor_keras_is_imported(tmp_path: Path, rows: str) -> 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="as TensorFlow on these processors")
 def test_tiny_numbers_are_zeros_in_every_thread_and_nowhere_else(tmp_path: Path) -> None:
     model = Model(path=dense(tmp_path / "m.onnx"), outputs=["linear"])
-    loaded = onnx_file.load_onnx_file(model, model.path, 2, lambda _: [0])
+    loaded = onnx_graph.load_onnx_file(model, model.path, Engine(threads=2), lambda _: [0]).model
     tiny = np.full((20_000, 4), 1e-42, np.float32)
     with ThreadPoolExecutor(1) as other:
         compute = loaded.compile(20_000)
@@ -249,7 +249,7 @@ def test_a_graph_that_onnxruntime_does_not_know_is_told(tmp_path: Path, rows: st
 def test_without_the_extra_the_command_that_installs_it_is_told(
     tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None)
     with pytest.raises(JobError, match=r"pip install 'batchnorm-tool\[onnxruntime\]'"):
         run(dense(tmp_path / "m.onnx"), rows, tmp_path)
 
