@@ -7,7 +7,7 @@ larger than memory is measured block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -267,7 +267,12 @@ def verdict_of(document: DifferenceFigures, space_words: str) -> VerdictEntry:
         return {"kind": "other space", "words": words, "reason": space_words}
     rows = document["rows"]
     same = _same_words(document)
-    pieces = [same or _moved_words(document), _sentence(_added_and_removed(rows))]
+    only = [
+        f"{plural(rows[name], 'row')} only in {side}"
+        for side, name in (("B", "added"), ("A", "removed"))
+        if rows[name]
+    ]
+    pieces = [same or _moved_words(document), _sentence(only)]
     return {
         "kind": "same" if same and rows["compared"] == rows["common"] else "moved",
         "words": " ".join(piece for piece in pieces if piece),
@@ -326,13 +331,6 @@ def _is_aligned(document: DifferenceFigures) -> bool:
     return is_whole and cosine["min"] is not None and cosine["min"] >= 1 - _ROUNDING
 
 
-def _added_and_removed(rows: Mapping[str, int]) -> Iterator[str]:
-    if rows["added"]:
-        yield f"{plural(rows['added'], 'row')} only in B"
-    if rows["removed"]:
-        yield f"{plural(rows['removed'], 'row')} only in A"
-
-
 def _neighbours(document: DifferenceFigures) -> str:
     overlap = document["overlap"]
     if not overlap:
@@ -355,6 +353,6 @@ def _figures(document: DifferenceFigures) -> Iterator[str]:
         yield f"PSI of the norms {norms['psi']:.3f}"
 
 
-def _sentence(pieces: Iterator[str]) -> str:
+def _sentence(pieces: Iterable[str]) -> str:
     text = "; ".join(pieces)
     return f"{text}." if text else ""

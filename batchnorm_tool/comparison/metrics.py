@@ -6,10 +6,10 @@ and ``AP@k``. A row is relevant where its grade is above 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from batchnorm_tool.comparison.verdict import Numbers, Quality, RankingFigures, 
 from batchnorm_tool.norms.norm import Float64s
 
 Int64s = np.ndarray
-# What two norms have in common.
-_ByPair = dict[frozenset[str], Float64s]
 # A reader looks at rank r + 1 with this probability: the first ten ranks weigh 86 %.
 RBO_PERSISTENCE = 0.9
 # Queries at a time: 16 MB of ranks and rows at a depth of 100.
@@ -207,33 +205,32 @@ class Rankings:
         return {norm: quality(self.judgements, rows, self.ks) for norm, rows in self.rows.items()}
 
     @cached_property
-    def _overlaps(self) -> _ByPair:
-        return self._of_pairs(lambda first, second: overlap(first, second, self.ks))
-
-    @cached_property
-    def _rank_biased_overlaps(self) -> _ByPair:
-        return self._of_pairs(rank_biased_overlap)
-
-    def _of_pairs(self, measure: Callable[[Int64s, Int64s], Float64s]) -> _ByPair:
-        return {
-            frozenset({one, other}): measure(self.rows[one], self.rows[other])
-            for one, other in combinations(self.rows, 2)
+    def _agreement(self) -> dict[frozenset[str], list[Float64s]]:
+        """What two norms share of each query, ``float64[q]``: at each depth, and rank-biased."""
+        found = {
+            frozenset({norm}): [np.ones(len(rows))] * (len(self.ks) + 1)
+            for norm, rows in self.rows.items()
         }
+        for one, other in combinations(self.rows, 2):
+            pair = self.rows[one], self.rows[other]
+            shares = [*overlap(*pair, self.ks).T, rank_biased_overlap(*pair)]
+            found[frozenset({one, other})] = shares
+        return found
 
     def figures(self, queries: Int64s | None = None) -> RankingFigures:
         """Return all figures of some queries, ``int64[m]``, at least one; default: all."""
         everyone = np.arange(len(next(iter(self.rows.values()))))
         chosen = everyone if queries is None else queries
         quality, tests, of_options = self._quality_and_tests(chosen)
+        overlaps: dict[str, dict[str, dict[str, float]]] = {norm: {} for norm in self.rows}
+        rbo: dict[str, dict[str, float]] = {norm: {} for norm in self.rows}
+        for one, other in product(self.rows, repeat=2):
+            shares = self._agreement[frozenset({one, other})]
+            *by_depth, rbo[one][other] = (float(share[chosen].mean()) for share in shares)
+            overlaps[one][other] = dict(zip(map(str, self.ks), by_depth, strict=True))
         figures: RankingFigures = {
-            "overlap": {
-                one: {other: self._overlap(one, other, chosen) for other in self.rows}
-                for one in self.rows
-            },
-            "rbo": {
-                one: {other: self._rbo(one, other, chosen) for other in self.rows}
-                for one in self.rows
-            },
+            "overlap": overlaps,
+            "rbo": rbo,
             "hubness": {
                 norm: hubness(rows[chosen], self.headline_k, self.base_rows)
                 for norm, rows in self.rows.items()
@@ -242,17 +239,6 @@ class Rankings:
             "tests": tests,
         }
         return {**figures, "option_tests": of_options} if of_options else figures
-
-    def _overlap(self, one: str, other: str, queries: Int64s) -> dict[str, float]:
-        if one == other:
-            return {str(k): 1.0 for k in self.ks}
-        values = self._overlaps[frozenset({one, other})]
-        return {str(k): float(values[queries, at].mean()) for at, k in enumerate(self.ks)}
-
-    def _rbo(self, one: str, other: str, queries: Int64s) -> float:
-        if one == other:
-            return 1.0
-        return float(self._rank_biased_overlaps[frozenset({one, other})][queries].mean())
 
     def _quality_and_tests(
         self, queries: Int64s

@@ -19,9 +19,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchnorm_tool.chunk import numbered
-from batchnorm_tool.comparison.scores import Best, Filter, Metric, Score
+from batchnorm_tool.comparison.scores import Best, Filter, Score
 from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.norms.norm import Anything, Float64s, Norm, widen
+from batchnorm_tool.norms.norm import Anything, Float64s, widen
 
 Int64s = np.ndarray
 _SAMPLE_ROWS = 8192
@@ -92,13 +92,6 @@ class Queries:
     def take(self, places: Int64s) -> Queries:
         """Return some of the queries, ``int64[m]``."""
         return Queries(self.vectors[places], self.rows[places])
-
-
-def neighbours(
-    queries: Queries, base: Base, norms: Sequence[Norm], metric: Metric, k: int
-) -> dict[str, Int64s]:
-    """Find the ``k`` nearest rows of each query under each norm: `nearest`, by label."""
-    return nearest(queries, base, {norm.label: Score.of(metric, norm) for norm in norms}, k)
 
 
 def nearest(queries: Queries, base: Base, wanted: Mapping[str, Score], k: int) -> dict[str, Int64s]:

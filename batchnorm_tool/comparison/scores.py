@@ -105,7 +105,7 @@ class Score:
         ``products`` are their dot products before normalization, ``squares`` those of each row with
         itself: roots squared would break ties by rounding.
         """
-        with np.errstate(all="ignore"):  # what float64 cannot hold has no order, see `neighbours`
+        with np.errstate(all="ignore"):  # what float64 cannot hold has no order, see `nearest`
             scores = products / divisors
             if self.subtracts:
                 scores = scores / query_divisors - squares / np.square(divisors) / 2

@@ -202,7 +202,7 @@ def by_plain_norm(variants: Sequence[Variant]) -> dict[str, list[str]]:
 def variant_neighbours(
     queries: Queries, base: Base, fitted: Sequence[Variant], metric: Metric, k: int
 ) -> dict[str, Int64s]:
-    """Find what `neighbours` does, by the label of each variant, which `fit` returned."""
+    """Find what `nearest` does, by the label of each variant, which `fit` returned."""
     kinds: dict[Normalization, dict[str, Score]] = {}
     for each in fitted:
         kind = each.how if each.how.dtype else replace(each.how, norm=_NONE)

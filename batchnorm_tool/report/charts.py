@@ -281,7 +281,7 @@ class _Cells:
 def heat_map(
     words: ChartText, frame: Frame, labels: Sequence[str], values: Mapping[tuple[str, str], float]
 ) -> Html:
-    """Draw a square of cells, a value from 0 to 1 in each, some of them empty.
+    """Draw a square of cells, a value from 0 to 1 in each; those of NaN are empty.
 
     The diagonal is left plain: it says nothing.
     """
@@ -289,7 +289,7 @@ def heat_map(
     height = cells.top + len(labels) * _CELL_HEIGHT + _CELL_GAP
     pieces = [*_headings(cells, labels)]
     for (row, one), (column, other) in itertools.product(enumerate(labels), repeat=2):
-        if (value := values.get((one, other))) is not None:
+        if math.isfinite(value := values.get((one, other), math.nan)):
             pieces.append(_cell(cells, (row, column), (one, other), value))
     return svg.drawing(words, Frame(frame.width, round(height)), pieces)
 

@@ -10,8 +10,9 @@ from typing import TypeAlias, cast
 
 from batchnorm_tool.comparison.norm_survey import SourceFacts
 from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, Numbers
-from batchnorm_tool.display import count, fixed, number, percent, plural, probability, signed, span
+from batchnorm_tool.display import count, fixed, number, percent, plural, span
 from batchnorm_tool.report import Html, charts, figures, join, page, svg, tag
+from batchnorm_tool.report.figures import quality_cells
 from batchnorm_tool.report.norm_charts import norm_overlay, norm_table
 from batchnorm_tool.report.svg import ChartText, SeriesStyle
 
@@ -131,15 +132,16 @@ def _sample(document: ComparisonDocument) -> str:
 
 
 def _quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
-    """Show how well each norm retrieves what is relevant."""
     decisive = document["headline"]
     if decisive is None:
         return page.section("Retrieval quality", page.quiet(page.prose(_WITHOUT_RELEVANCE)))
     first, *others = _charts(document, styles)
-    name = figures.metric_name(decisive)
-    chosen = document["verdict"].get("norm")
+    name, chosen = figures.metric_name(decisive), document["verdict"].get("norm")
     rows = [
-        [tag("strong", norm) if norm == chosen else norm, *_cells(document, norm, decisive)]
+        [
+            tag("strong", norm) if norm == chosen else norm,
+            *figures.quality_cells(document, norm, decisive),
+        ]
         for norm in document["compared"]
     ]
     costs = figures.option_cells(document)
@@ -181,19 +183,6 @@ def _headings(document: ComparisonDocument, value: str) -> list[str]:
     return [value, "95 % interval", *tests]
 
 
-def _cells(document: ComparisonDocument, norm: str, metric: str) -> list[str]:
-    its, test = figures.quality(document, norm, metric), figures.tested(document, norm, metric)
-    cells = [fixed(its.value), span(its.low, its.high)]
-    if not document["tests"]:
-        return cells
-    if not test:
-        return [*cells, "", "", "", ""]
-    low, high = figures.real(test["low"]), figures.real(test["high"])
-    ends = f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "\N{EN DASH}"
-    tested = (probability(test[name]) for name in ("p", "p_holm"))
-    return [*cells, signed(test["difference"]), ends, *tested]
-
-
 def _quality_chart(
     document: ComparisonDocument,
     styles: Mapping[str, SeriesStyle],
@@ -212,7 +201,7 @@ def _quality_chart(
     words = ChartText(id_, f"{name} by norm", " ".join(_seen(metrics, values)))
     draw = partial(charts.interval_chart, axes=axes, series=series)
     rows = [
-        [norm, figures.metric_name(metric), *_cells(document, norm, metric)]
+        [norm, figures.metric_name(metric), *quality_cells(document, norm, metric)]
         for norm in document["compared"]
         for metric in metrics
     ]
@@ -256,13 +245,12 @@ def _overlap_section(document: ComparisonDocument) -> Iterator[Html]:
 def _map(
     id_: str, name: str, norms: Sequence[str], values: Mapping[tuple[str, str], float]
 ) -> Html:
-    known = {pair: value for pair, value in values.items() if math.isfinite(value)}
     said = " ".join(
         f"{one} and {other}: {fixed(values[one, other], 2)}."
         for one, other in itertools.combinations(norms, 2)
     )
     words = ChartText(id_, f"{name} of each pair of norms", said)
-    draw = partial(charts.heat_map, labels=norms, values=known)
+    draw = partial(charts.heat_map, labels=norms, values=values)
     return tag("div", tag("h3", name), page.chart(words, draw))
 
 

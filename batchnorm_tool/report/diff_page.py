@@ -11,7 +11,7 @@ from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
 from batchnorm_tool.display import count, fixed, number, percent, plural, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
 from batchnorm_tool.report import Html, charts, join, page, svg, tag
-from batchnorm_tool.report.figures import base_name, describe_key, interval
+from batchnorm_tool.report.figures import base_name, describe_key, interval, turned_cells
 from batchnorm_tool.report.norm_charts import norm_overlay, norm_table
 from batchnorm_tool.report.svg import Axis, ChartText
 
@@ -105,15 +105,7 @@ def _pairs(document: DifferenceDocument) -> Html:
 
 
 def _worst(document: DifferenceDocument) -> Iterator[Html]:
-    rows = [
-        [
-            page.code(describe_key(row["key"])),
-            fixed(row["cosine"], 6),
-            number(row["norm_a"]),
-            number(row["norm_b"]),
-        ]
-        for row in document["worst"]
-    ]
+    rows = [[page.code(describe_key(row["key"])), *turned_cells(row)] for row in document["worst"]]
     if rows:
         headings = ("key", "cosine", "L2 norm in A", "L2 norm in B")
         yield page.table("Rows whose direction changed most", headings, rows)

@@ -6,13 +6,14 @@ import itertools
 import math
 from collections.abc import Mapping
 
+from batchnorm_tool.comparison.drift import TurnedRow
 from batchnorm_tool.comparison.verdict import (
     ComparisonDocument,
     Numbers,
     RankingFigures,
     option_tests,
 )
-from batchnorm_tool.display import probability, signed
+from batchnorm_tool.display import DASH, fixed, number, probability, signed, span
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
@@ -88,6 +89,28 @@ def tested(document: ComparisonDocument, norm: str, metric: str) -> Numbers:
     """Return a norm's difference to the first norm at a metric, with interval and p values."""
     entry = (document["tests"] or {}).get(norm)
     return entry[metric] if isinstance(entry, Mapping) else {}
+
+
+def quality_cells(document: ComparisonDocument, norm: str, metric: str) -> list[str]:
+    """Return a norm's value and interval and, if there are tests, its difference, ends and both p.
+
+    Those of the test are empty for the first norm.
+    """
+    its, test = quality(document, norm, metric), tested(document, norm, metric)
+    cells = [fixed(its.value), span(its.low, its.high)]
+    if not document["tests"]:
+        return cells
+    if not test:
+        return [*cells, "", "", "", ""]
+    low, high = real(test["low"]), real(test["high"])
+    ends = f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else DASH
+    tests = (probability(test[name]) for name in ("p", "p_holm"))
+    return [*cells, signed(test["difference"]), ends, *tests]
+
+
+def turned_cells(row: TurnedRow) -> list[str]:
+    """Return the cosine of a row that turned, and its L2 norms in A and B."""
+    return [fixed(row["cosine"], 6), number(row["norm_a"]), number(row["norm_b"])]
 
 
 def option_cells(document: ComparisonDocument) -> list[list[str]]:

@@ -70,16 +70,13 @@ def _quality(document: ComparisonDocument, width: int) -> list[str]:
     if metric is None:
         return []
     against = (document["tests"] or {}).get("against")
-    rows = [["norm", figures.metric_name(metric), "95 % interval", f"vs {against}", "p (Holm)"]]
+    tests = [f"vs {against}", "p (Holm)"] if against else []
+    rows = [["norm", figures.metric_name(metric), "95 % interval", *tests]]
     for norm in document["compared"]:
-        its, test = figures.quality(document, norm, metric), figures.tested(document, norm, metric)
-        tests = ["", ""]
-        if test:
-            tests = [display.signed(test["difference"]), display.probability(test["p_holm"])]
-        rows.append([norm, fixed(its.value), span(its.low, its.high), *tests])
+        value, interval, *test = figures.quality_cells(document, norm, metric)
+        rows.append([norm, value, interval, *test[:1], *test[3:]])
     judged = plural(document["queries"]["judged"] or 0, "judged query", "judged queries")
-    shown = table(rows if against else [row[:3] for row in rows])
-    return [*wrapped(f"retrieval quality, {judged}", width), "", *shown]
+    return [*wrapped(f"retrieval quality, {judged}", width), "", *table(rows)]
 
 
 def _options(document: ComparisonDocument) -> list[str]:
@@ -217,12 +214,7 @@ def _kept(document: DifferenceDocument, width: int) -> list[str]:
 
 def _worst(document: DifferenceDocument) -> list[str]:
     rows = [
-        [
-            cut(figures.describe_key(row["key"]), _KEY_WIDTH),
-            fixed(row["cosine"], 6),
-            number(row["norm_a"]),
-            number(row["norm_b"]),
-        ]
+        [cut(figures.describe_key(row["key"]), _KEY_WIDTH), *figures.turned_cells(row)]
         for row in document["worst"][:_WORST]
     ]
     return table([["changed most", "cosine", "norm in A", "norm in B"], *rows]) if rows else []

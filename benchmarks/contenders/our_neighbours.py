@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
-from batchnorm_tool.comparison.scores import Metric
+from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, nearest
+from batchnorm_tool.comparison.scores import Metric, Score
 from batchnorm_tool.norms.norm import Norm
 from benchmarks.contenders.neighbour_files import query_rows, save_neighbours
 from benchmarks.contenders.stopwatch import Stopwatch, settings
@@ -20,10 +20,10 @@ def main() -> None:
     wanted = settings()
     base = np.load(wanted["input"])
     rows = query_rows(len(base), wanted["queries"])
-    norms = [Norm.parse(name) for name in wanted["norms"]]
+    scores = {name: Score.of(Metric.DOT, Norm.parse(name)) for name in wanted["norms"]}
     with Stopwatch() as watch:
         queries = Queries.of(base[rows], rows)
-        found = neighbours(queries, ArrayBase(base), norms, Metric.DOT, wanted["k"])
+        found = nearest(queries, ArrayBase(base), scores, wanted["k"])
     save_neighbours(found, wanted["output"])
     watch.say(base_bytes=base.nbytes)
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from batchnorm_tool.comparison import neighbours as module
-from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
+from batchnorm_tool.comparison.neighbours import ArrayBase, Queries
 from batchnorm_tool.comparison.scores import Filter, Metric, TopK
 from batchnorm_tool.norms.norm import Norm, row_norms, widen
+from tests.comparison.searched import neighbours
 
 NORMS = [Norm.parse(text) for text in ("none", "l1", "l2", "max", "lp:3")]
 

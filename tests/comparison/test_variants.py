@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
+from batchnorm_tool.comparison.neighbours import ArrayBase, Queries
 from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.comparison.variants import Variant, fit, variant_neighbours, variants_of
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.norms.norm import Norm
+from tests.comparison.searched import neighbours
 
 ROWS, WIDTH = 120, 12
 

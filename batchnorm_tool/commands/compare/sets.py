@@ -15,15 +15,15 @@ import pyarrow as pa
 from batchnorm_tool.chunk import python_values
 from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
 from batchnorm_tool.comparison.metrics import intervals, overlap
-from batchnorm_tool.comparison.neighbours import ArrayBase, Base, Queries, neighbours
+from batchnorm_tool.comparison.neighbours import ArrayBase, Base, Queries, nearest
 from batchnorm_tool.comparison.norm_survey import NormSurvey, SetFacts, measured
-from batchnorm_tool.comparison.scores import Metric
+from batchnorm_tool.comparison.scores import Metric, Score
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.inputs.reading import describe_key
 from batchnorm_tool.inputs.row_hash import key_ids, plain_array, type_name
 from batchnorm_tool.inputs.row_ids import IdLookup, repeats
-from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
+from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, row_blocks, widen
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.readers.source import PredictionBatch, VectorSource
 from batchnorm_tool.storage.files import save_report
@@ -31,7 +31,6 @@ from batchnorm_tool.storage.files import save_report
 Int64s = np.ndarray
 METRIC = Metric.COSINE
 """Neighbours of the raw vectors by direction, which do not depend on the norm."""
-_NONE = Norm("none")
 # What a search in memory looks at first; more of them make it no faster.
 _PROBED_ROWS = 4096
 
@@ -246,19 +245,14 @@ def measure_overlap(
     if not len(rows):
         return None, 0
     partners, other = pairs.partners[rows], ArrayBase(pairs.vectors)
-    of_a = neighbours(Queries.of(queries, rows), base, [_NONE], METRIC, most)
-    probes = Queries.of(pairs.vectors[partners], partners)
-    of_b = neighbours(probes, other, [_NONE], METRIC, most)
-    found, expected = _as_rows_of_b(of_a[_NONE.label], pairs), of_b[_NONE.label]
-    shares = overlap(found, expected, search.ks)
+    by_direction = {"": Score.of(METRIC, L2)}
+    of_a = nearest(Queries.of(queries, rows), base, by_direction, most)[""]
+    of_b = nearest(Queries.of(pairs.vectors[partners], partners), other, by_direction, most)[""]
+    # Rows of A as those of B; one that B lacks gets a number that no row of B has.
+    as_b = pairs.partners[of_a]
+    as_b = np.where(of_a < 0, -1, np.where(as_b < 0, len(pairs.vectors) + of_a, as_b))
+    shares = overlap(as_b, of_b, search.ks)
     return intervals([str(k) for k in search.ks], shares, search.seed), len(rows)
-
-
-def _as_rows_of_b(rows: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Return rows of A as those of B; one that B lacks gets a number that no row of B has."""
-    partners = pairs.partners[rows]
-    gone = len(pairs.vectors) + rows
-    return np.where(rows < 0, -1, np.where(partners < 0, gone, partners))
 
 
 @dataclass(frozen=True)
@@ -295,24 +289,24 @@ def join_keys(a: VectorSource, b: VectorSource) -> Join:
     """Find the rows of two sets that have the same key."""
     # Where one of them has no key, its rows go by their number. Keys of different types are equal
     # if their texts are: 17 and "17".
+    a_keys, b_keys = _keys(a), _keys(b)
     if a.keys or b.keys:
-        join = _joined(a, b)
+        for side, keys in ((a, a_keys), (b, b_keys)):
+            _refuse_nulls(side, keys)
+        a_ids, b_ids = _ids(a_keys, b_keys)
+        for side, keys, ids in ((a, a_keys, a_ids), (b, b_keys, b_ids)):
+            _refuse_duplicates(side, keys, repeats(ids))
+        partners = IdLookup(b_ids).find(a_ids)
     else:
         rows = np.arange(a.rows)
-        join = Join(_keys(a), _keys(b), np.where(rows < b.rows, rows, -1))
-    if not len(join.common):
-        raise InputError(_nothing_in_common(a, b, join))
-    return join
-
-
-def _joined(a: VectorSource, b: VectorSource) -> Join:
-    a_keys, b_keys = _keys(a), _keys(b)
-    for side, keys in ((a, a_keys), (b, b_keys)):
-        _refuse_nulls(side, keys)
-    a_ids, b_ids = _ids(a_keys, b_keys)
-    for side, keys, ids in ((a, a_keys, a_ids), (b, b_keys, b_ids)):
-        _refuse_duplicates(side, keys, repeats(ids))
-    return Join(a_keys, b_keys, IdLookup(b_ids).find(a_ids))
+        partners = np.where(rows < b.rows, rows, -1)
+    if not (partners >= 0).any():
+        raise InputError(
+            "The two sets have no key in common. Expected rows of both with the same key. "
+            f"Received: {_example(a_keys)} in {a.name} and {_example(b_keys)} in {b.name}. "
+            "Choose the columns that identify a row with `key`."
+        )
+    return Join(a_keys, b_keys, partners)
 
 
 def _keys(predictions: VectorSource) -> pa.Table:
@@ -360,14 +354,6 @@ def _refuse_duplicates(side: VectorSource, keys: pa.Table, pairs: Int64s) -> Non
         f"{side.locate(row)}: the key {describe_key(keys, row)} is a duplicate "
         f"of {side.locate(first)}. Expected unique keys. "
         f"Received: {plural(len(pairs), 'duplicate')}. Remove them, or add columns to `key`."
-    )
-
-
-def _nothing_in_common(a: VectorSource, b: VectorSource, join: Join) -> str:
-    return (
-        "The two sets have no key in common. Expected rows of both with the same key. "
-        f"Received: {_example(join.a_keys)} in {a.name} and {_example(join.b_keys)} in {b.name}. "
-        "Choose the columns that identify a row with `key`."
     )
 
 
