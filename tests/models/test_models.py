@@ -17,7 +17,7 @@ from batchnorm_tool.errors import InputError, JobError, ModelError, ModelFailed,
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import describe_model, load_predictor, placement, wrap_model
 from batchnorm_tool.models.backends import _cause, run_errors
-from batchnorm_tool.models.backends.keras import _named_parts
+from batchnorm_tool.models.backends.keras import named_parts
 from batchnorm_tool.models.batching import IdentityPredictor, ModelPredictor, Predictor
 from batchnorm_tool.models.placement import choose_batch_size, remembered_batch_size
 from batchnorm_tool.models.security import admit
@@ -412,7 +412,7 @@ def test_a_failure_of_rows_together_is_none_of_a_row() -> None:
 
 
 def test_parts_of_a_result_are_named_by_their_keys() -> None:
-    parts = _named_parts({"user": 1, "item": [2, 3]})
+    parts = named_parts({"user": 1, "item": [2, 3]})
     assert parts == [("user", 1), ("item_0", 2), ("item_1", 3)]
 
 
