@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,22 +21,16 @@ from batchnorm_tool.contract.records import (
     Canary,
     ContractFeature,
     ContractModel,
-    ContractOutput,
     ContractReport,
     Json,
+    output_of_json,
+    output_to_json,
 )
 from batchnorm_tool.errors import ContractBroken, Damaged, InputError, JobError
 from batchnorm_tool.norms.norm import Anything
+from batchnorm_tool.norms.output_spec import OutputSpec
 
-__all__ = [
-    "CONTRACT",
-    "Canary",
-    "Contract",
-    "ContractFeature",
-    "ContractModel",
-    "ContractOutput",
-    "ContractReport",
-]
+__all__ = ["CONTRACT", "Canary", "Contract", "ContractFeature", "ContractModel", "ContractReport"]
 
 CONTRACT = "contract.json"
 """The file's name, in a run's directory and in that of a store's state."""
@@ -69,7 +63,7 @@ class Contract:
     Example:
         >>> from batchnorm_tool.norms.norm import L2
         >>> from batchnorm_tool.norms.normalization import Normalization
-        >>> output = ContractOutput("y", (2,), -1, Normalization(L2))
+        >>> output = OutputSpec("y", (2,), -1, Normalization(L2))
         >>> contract = Contract("space", (), (output,))
         >>> contract.apply(np.array([[3.0, 4.0]]))
         array([[0.6, 0.8]], dtype=float32)
@@ -79,7 +73,7 @@ class Contract:
 
     space: str
     features: tuple[ContractFeature, ...]
-    outputs: tuple[ContractOutput, ...]
+    outputs: tuple[OutputSpec, ...]
     canaries: tuple[Canary, ...] = ()
     model: ContractModel | None = None
     transform: str | None = None
@@ -129,8 +123,8 @@ class Contract:
             "space": self.space,
             "model": self.model and vars(self.model),
             "transform": self.transform,
-            "features": [feature.to_json() for feature in self.features],
-            "outputs": [output.to_json() for output in self.outputs],
+            "features": [*map(vars, self.features)],
+            "outputs": [*map(output_to_json, self.outputs)],
             "tolerance": self.tolerance,
             "canaries": [canary.to_json() for canary in self.canaries],
         }
@@ -210,15 +204,17 @@ class Contract:
     @classmethod
     def _of_json(cls, data: Json) -> Contract:
         features = tuple(map(ContractFeature.of_json, data["features"]))
-        outputs = tuple(map(ContractOutput.of_json, data["outputs"]))
-        read: Json = {
-            "features": features,
-            "outputs": outputs,
-            "canaries": tuple(Canary.of_json(c, features, outputs) for c in data["canaries"]),
-            "model": data["model"] and ContractModel(**data["model"]),
-            "tolerance": float(data["tolerance"]),
-        }
-        return cls(**{each.name: read.get(each.name, data[each.name]) for each in fields(cls)})
+        outputs = tuple(map(output_of_json, data["outputs"]))
+        return cls(
+            space=data["space"],
+            features=features,
+            outputs=outputs,
+            canaries=tuple(Canary.of_json(each, features, outputs) for each in data["canaries"]),
+            model=data["model"] and ContractModel(**data["model"]),
+            transform=data["transform"],
+            tolerance=float(data["tolerance"]),
+            version=data["version"],
+        )
 
 
 def _place(path: Path) -> Path:

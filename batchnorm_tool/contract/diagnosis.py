@@ -15,8 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from batchnorm_tool.contract.records import Cause, ContractOutput
+from batchnorm_tool.contract.records import Cause
 from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm, row_norms, widen
+from batchnorm_tool.norms.output_spec import OutputSpec
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -37,7 +38,7 @@ class Expected:
         tolerance: In parts of a vector's length.
     """
 
-    output: ContractOutput
+    output: OutputSpec
     stored: Anything
     norms: Float64s
     tolerance: float
@@ -112,8 +113,7 @@ class Expected:
 
     @cached_property
     def _vectors(self) -> Float64s:
-        width = self.output.normalization.kept_width(self.output.width)
-        return widen(self.output.normalization.decode(self.stored, width))
+        return widen(self.output.normalization.decode(self.stored, self.output.width))
 
     def _numbers(self, stored: Anything) -> Float64s:
         """Return what was rounded to be stored: floats, steps, or bits."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from batchnorm_tool.errors import InputError
 from batchnorm_tool.norms.norm import Anything, Norm, numpy_dtype
-from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.normalization import Normalization, Quantized
+from batchnorm_tool.norms.output_spec import OutputSpec
 
 Json: TypeAlias = Any
 """What `json.loads` returns."""
@@ -58,129 +58,54 @@ class ContractFeature:
         """The dtype of its arrays; ``object`` for strings."""
         return numpy_dtype(self.dtype)
 
-    def to_json(self) -> Json:
-        """Return it as the file has it."""
-        return {**vars(self), "columns": list(self.columns), "shape": list(self.shape)}
-
     @classmethod
     def of_json(cls, data: Json) -> ContractFeature:
-        """Read what `to_json` gave."""
-        lists = {"columns": tuple(map(str, data["columns"])), "shape": _shape(data["shape"])}
+        """Read what the file has."""
+        lists = {name: tuple(data[name]) for name in ("columns", "shape")}
         return cls(**{**data, **lists})
 
 
-@dataclass(frozen=True)
-class ContractOutput:
-    """One output: the shape of its raw predictions, and what became of them.
+def output_to_json(output: OutputSpec) -> Json:
+    """Return what the file has of an output; its shape is that of predictions."""
+    done = output.normalization
+    return {
+        "name": output.name,
+        "shape": output.predicted_shape,
+        "axis": output.axis,
+        "norm": done.norm.name,
+        "p": done.norm.p,
+        "truncate": done.truncate,
+        "mean": done.mean,
+        "dtype": output.dtype,
+        "scale": done.scale,
+        "metric": output.metric,
+        "vector_column": output.vector_column,
+        "norm_column": output.norm_column,
+    }
 
-    Attributes:
-        shape: Of one row's prediction.
-        axis: ``-1`` (each vector along the last axis) or ``"all"`` (the whole row).
-        float_dtype: The dtype of stored vectors that are not quantized.
-    """
 
-    name: str
-    shape: tuple[int, ...]
-    axis: int | str
-    normalization: Normalization
-    float_dtype: str = "float32"
-    vector_column: str = "vector"
-    norm_column: str = "norm"
-
-    @property
-    def dtype(self) -> str:
-        """How components are stored: ``int8``, ``binary`` or a float dtype."""
-        return self.normalization.dtype or self.float_dtype
-
-    @property
-    def metric(self) -> str:
-        """The metric that the vectors are made for: ``cosine``, ``dot`` or ``hamming``."""
-        if self.dtype == "binary":
-            return "hamming"
-        return "cosine" if self.normalization.norm.name == "l2" else "dot"
-
-    @property
-    def width(self) -> int:
-        """Components of one raw vector."""
-        return self.shape[-1] if self.axis == -1 else int(np.prod(self.shape))
-
-    @property
-    def stored_width(self) -> int:
-        """Numbers of one stored vector: eight components in each byte of ``binary``."""
-        return self.normalization.stored_width(self.width)
-
-    @property
-    def vectors(self) -> int:
-        """Vectors in one row."""
-        return int(np.prod(self.shape[:-1])) if self.axis == -1 else 1
-
-    @property
-    def stored_dtype(self) -> np.dtype:
-        """The dtype of stored vectors: uint8 of packed bits for ``binary``."""
-        return self.normalization.stored_dtype(self.float_dtype)
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Shape of one row's stored vectors: flat where ``axis`` is ``all`` and not all is kept."""
-        if self.stored_width == self.width:
-            return self.shape
-        return (*(self.shape[:-1] if self.axis == -1 else ()), self.stored_width)
-
-    def apply(self, raw: Any) -> Anything:
-        """Return raw predictions ``[n, *shape]`` as they are stored."""
-        array = np.asarray(raw)
-        if array.shape[1:] != self.shape or not array.ndim:
-            raise InputError(
-                f"Raw predictions of the output `{self.name}` have the shape "
-                f"{('rows', *self.shape)}. Received: {array.shape}. Give the model's output "
-                "before any normalization."
-            )
-        flat = array.reshape(-1, self.width)
-        stored, _ = self.normalization.apply(flat, self.float_dtype)
-        return stored.reshape(len(array), *self.stored_shape)
-
-    def to_json(self) -> Json:
-        """Return it as the file has it."""
-        done = self.normalization
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "axis": self.axis,
-            "norm": done.norm.name,
-            "p": done.norm.p,
-            "truncate": done.truncate,
-            "mean": done.mean and list(done.mean),
-            "dtype": self.dtype,
-            "scale": done.scale,
-            "metric": self.metric,
-            "vector_column": self.vector_column,
-            "norm_column": self.norm_column,
-        }
-
-    @classmethod
-    def of_json(cls, data: Json) -> ContractOutput:
-        """Read what `to_json` gave."""
-        dtype, mean = data["dtype"], data["mean"]
-        quantized = dtype if dtype in ("int8", "binary") else None
-        normalization = Normalization(
+def output_of_json(data: Json) -> OutputSpec:
+    """Read what `output_to_json` gave."""
+    dtype, mean = data["dtype"], data["mean"]
+    quantized = dtype if dtype in get_args(Quantized) else None
+    output = OutputSpec(
+        name=data["name"],
+        predicted_shape=tuple(data["shape"]),
+        axis=data["axis"],
+        normalization=Normalization(
             Norm(data["norm"], data["p"]),
             data["truncate"],
             None if mean is None else tuple(map(float, mean)),
             quantized,
             data["scale"],
-        )
-        output = cls(
-            str(data["name"]),
-            _shape(data["shape"]),
-            data["axis"],
-            normalization,
-            "float32" if quantized else np.dtype(dtype).name,
-            str(data["vector_column"]),
-            str(data["norm_column"]),
-        )
-        if output.axis not in (-1, "all") or data["metric"] != output.metric:
-            raise ValueError(f"axis {output.axis!r} or metric {data['metric']!r}")
-        return output
+        ),
+        vector_column=data["vector_column"],
+        norm_column=data["norm_column"],
+        float_dtype="float32" if quantized else np.dtype(dtype).name,
+    )
+    if output.axis not in (-1, "all") or data["metric"] != output.metric:
+        raise ValueError(f"axis {output.axis!r} or metric {data['metric']!r}")
+    return output
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +114,7 @@ class Canary:
 
     Attributes:
         features: By input, an array of its shape and dtype.
-        vectors: By output, what is stored: an array of its `ContractOutput.stored_shape`.
+        vectors: By output, what is stored: an array of its `OutputSpec.stored_shape`.
         norms: By output, float64: a number, or one for each vector of the row.
         key: The row's key, where it was asked for.
     """
@@ -210,7 +135,7 @@ class Canary:
 
     @classmethod
     def of_json(
-        cls, data: Json, features: tuple[ContractFeature, ...], outputs: tuple[ContractOutput, ...]
+        cls, data: Json, features: tuple[ContractFeature, ...], outputs: tuple[OutputSpec, ...]
     ) -> Canary:
         """Read what `to_json` gave."""
         given, vectors, norms = data["features"], data["vectors"], data["norms"]
@@ -253,10 +178,6 @@ class ContractReport:
     def to_dict(self) -> Json:
         """Return it as plain data."""
         return {"agrees": self.agrees, **asdict(self)}
-
-
-def _shape(data: Json) -> tuple[int, ...]:
-    return tuple(int(size) for size in data)
 
 
 def _values(values: Any) -> Json:

@@ -19,8 +19,9 @@ from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.norms.stats import VectorStats
-from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
+from batchnorm_tool.pipeline.output_schema import StoredOutput
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
 from batchnorm_tool.storage.checked_json import (
@@ -328,7 +329,7 @@ def build_manifest(
         rows=totals.counts,
         reasons={reason.label: totals.reasons[reason.label] for reason in list(Reason)[1:]},
         first_bad_rows=tuple(totals.first_bad_rows),
-        outputs=tuple(layout.stored(plan.job.output.dtype) for layout in layouts),
+        outputs=tuple(StoredOutput.of(layout, plan.job.output.dtype) for layout in layouts),
         parts=tuple(totals.parts),
         files=tuple(totals.files),
         statistics=totals.statistics,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, cast, get_args
@@ -18,6 +17,7 @@ from batchnorm_tool.formats.arrow_columns import rows_of, vector_field
 from batchnorm_tool.job import Input, Job
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization, Quantized
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, Record
 
 ROW_COLUMN = "row"
@@ -50,6 +50,15 @@ class StoredOutput(Record):
     mean: Annotated[tuple[float, ...] | None, LEFT_OUT_IF_NONE] = None
     scale: Annotated[float | None, LEFT_OUT_IF_NONE] = None
 
+    @classmethod
+    def of(cls, spec: OutputSpec, dtype: str | None = None) -> StoredOutput:
+        """Return what is told of an output where it is stored; ``dtype`` is that of floats."""
+        way, columns = spec.normalization, (spec.vector_column, spec.norm_column)
+        found = cls(spec.name, spec.shape, spec.norm.label, spec.axis, *columns)
+        return replace(
+            found, dtype=way.dtype or dtype, truncate=way.truncate, mean=way.mean, scale=way.scale
+        )
+
     @property
     def normalization(self) -> Normalization:
         """What was done to each vector."""
@@ -62,70 +71,6 @@ class StoredOutput(Record):
         found = [f"the first {self.truncate} components"] if self.truncate else []
         found += ["mean direction projected off"] if self.mean else []
         return found + ([f"stored as {self.dtype}"] if self.dtype in get_args(Quantized) else [])
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """How one output of the model is normalized and stored.
-
-    Attributes:
-        shape: Shape of what is kept of one row's prediction.
-        vectors: Vectors in one row: 1, unless the rank is above 2 and ``axis`` is -1.
-        width: Components of one vector that are kept.
-        axis: ``-1`` (each vector along the last axis) or ``"all"`` (the whole row).
-        vector_column: Name of the column of unit vectors, flat.
-        predicted: Shape of one row's prediction, where that is another than ``shape``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    vectors: int
-    width: int
-    normalization: Normalization
-    axis: int | str
-    vector_column: str
-    norm_column: str
-    predicted: tuple[int, ...] | None = None
-
-    @property
-    def norm(self) -> Norm:
-        """What vectors are divided by."""
-        return self.normalization.norm
-
-    @property
-    def predicted_shape(self) -> tuple[int, ...]:
-        """Shape of one row's prediction."""
-        return self.shape if self.predicted is None else self.predicted
-
-    @property
-    def predicted_width(self) -> int:
-        """Components of one vector of a prediction."""
-        return math.prod(self.predicted_shape) // self.vectors
-
-    @property
-    def stored_width(self) -> int:
-        """Numbers that are stored of one vector."""
-        return self.normalization.stored_width(self.width)
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Shape of what is stored of one row: of binary vectors, the last axis is in bytes."""
-        if self.normalization.dtype != "binary":
-            return self.shape
-        return (*self.shape[:-1], self.stored_width) if self.axis == -1 else (self.stored_width,)
-
-    @property
-    def norm_per_vector(self) -> bool:
-        """Whether a row has a list of norms, rather than one."""
-        return self.axis == -1 and len(self.shape) > 1
-
-    def stored(self, dtype: str | None = None) -> StoredOutput:
-        """Return what is told of it where it is stored."""
-        way, columns = self.normalization, (self.vector_column, self.norm_column)
-        found = StoredOutput(self.name, self.shape, self.norm.label, self.axis, *columns)
-        return replace(
-            found, dtype=way.dtype or dtype, truncate=way.truncate, mean=way.mean, scale=way.scale
-        )
 
 
 def output_specs(
@@ -159,25 +104,18 @@ def _output_spec(job: Job, output: Field, fitted: Fitted, *, alone: bool) -> Out
             f"The output `{output.name}` has no values. Expected at least one per row. Received: "
             f"shape {shape}. Choose another one with `model.outputs`."
         )
-    vectors = math.prod(shape[:-1]) if axis == -1 else 1
-    width = shape[-1] if axis == -1 else math.prod(shape)
-    _check_width(output.name, way, width)
     columns = job.output.columns
-    whole = OutputSpec(
+    spec = OutputSpec(
         name=output.name,
-        shape=shape,
-        vectors=vectors,
-        width=width,
-        normalization=way,
+        predicted_shape=shape,
         axis=axis,
+        normalization=way,
         vector_column=columns.vector if alone else output.name,
         norm_column=columns.norm if alone else f"{output.name}_norm",
+        float_dtype=job.output.dtype,
     )
-    kept = way.kept_width(width)
-    if kept == width:
-        return whole
-    kept_shape = (*shape[:-1], kept) if axis == -1 else (kept,)
-    return replace(whole, shape=kept_shape, width=kept, predicted=shape)
+    _check_width(output.name, way, spec.predicted_width)
+    return spec
 
 
 def _check_width(name: str, way: Normalization, width: int) -> None:

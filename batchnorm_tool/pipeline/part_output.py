@@ -21,10 +21,11 @@ from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.inputs.row_hash import BlockHash
 from batchnorm_tool.norms.histogram import CoarseHistogram
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, VectorStats, quantile_column
 from batchnorm_tool.pipeline import manifest, output_schema
 from batchnorm_tool.pipeline.manifest import BadRow, PartRecord, RowCounts
-from batchnorm_tool.pipeline.output_schema import OutputSpec
+from batchnorm_tool.pipeline.output_schema import StoredOutput
 from batchnorm_tool.pipeline.plan import Plan
 from batchnorm_tool.pipeline.repeats import Repeats
 from batchnorm_tool.pipeline.scored_chunk import DROP, FAIL, NULLIFY, QUARANTINE, Policies, Scored
@@ -137,7 +138,7 @@ class PartWriter:
             "bits": self._plan.identity.bits_id,
             "part": self._part.number,
             "first_row": self._part.first_row,
-            "outputs": [output.stored().to_dict() for output in self._layouts],
+            "outputs": [StoredOutput.of(output).to_dict() for output in self._layouts],
         }
         return {"batchnorm_tool": canonical_json(provenance).decode()}
 

@@ -19,7 +19,8 @@ from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job, Model
 from batchnorm_tool.job.sections import VectorOptions
 from batchnorm_tool.models.batching import BackendRecord, backend_name
-from batchnorm_tool.pipeline.output_schema import Fitted, OutputSpec, output_specs
+from batchnorm_tool.norms.output_spec import OutputSpec
+from batchnorm_tool.pipeline.output_schema import Fitted, output_specs
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import (
     LEFT_OUT_IF_NONE,

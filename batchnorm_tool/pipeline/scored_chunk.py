@@ -12,8 +12,9 @@ from batchnorm_tool.errors import ModelFailed, warn
 from batchnorm_tool.job import Job
 from batchnorm_tool.models.batching import Predictor, check_shape
 from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.norms.stats import VectorStats
-from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
+from batchnorm_tool.pipeline.output_schema import Normalized
 from batchnorm_tool.pipeline.repeats import Predicted
 from batchnorm_tool.pipeline.timing import StageTimings
 

@@ -28,8 +28,8 @@ from batchnorm_tool.job import Input
 from batchnorm_tool.norms.array import array_of
 from batchnorm_tool.norms.norm import Anything, Norm
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline import differences, output_schema
-from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity
 
 # Rows of a batch of vectors: as many as a core's cache holds, and at most so many.
@@ -415,9 +415,8 @@ def open_files(
 
 
 def _raw(field: pa.Field) -> OutputSpec:
-    width = field.type.list_size
     way = Normalization(Norm("none"))
-    return OutputSpec(field.name, (width,), 1, width, way, -1, field.name, "")
+    return OutputSpec(field.name, (field.type.list_size,), -1, way, field.name, "")
 
 
 def _vectors(table: Table, spec: Input, path: str) -> tuple[tuple[str, ...], Field]:

@@ -21,8 +21,8 @@ from batchnorm_tool.display import did_you_mean, near_matches, plural
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats import DATA_DIRECTORY
 from batchnorm_tool.formats.arrow_columns import rows_of, shape_of
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH
-from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.readers.source import VectorSource, check_key, check_rank, open_files

@@ -42,8 +42,9 @@ from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
+from batchnorm_tool.pipeline.output_schema import StoredOutput
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.checked_json import (
@@ -128,8 +129,7 @@ class StoreSchema(Record):
         field = self.schema.field(self.vector)
         shape = self.output.shape if self.output else shape_of(field)
         axis: int | str = -1 if len(shape) == 1 else "all"
-        way, columns = self.normalization, (self.vector, self.norm)
-        return OutputSpec(self.vector, shape, 1, self.width, way, axis, *columns)
+        return OutputSpec(self.vector, shape, axis, self.normalization, self.vector, self.norm)
 
     @property
     def as_floats(self) -> StoreSchema:

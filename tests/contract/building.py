@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.contract import Canary, Contract, ContractFeature, ContractModel, ContractOutput
+from batchnorm_tool.contract import Canary, Contract, ContractFeature, ContractModel
 from batchnorm_tool.norms.norm import L2
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 
 UNIT = Normalization(L2)
 MODEL = ContractModel("encoder.keras", 64 * "a")
@@ -34,7 +35,8 @@ def contract_of(
         for name, array in features.items()
     )
     outputs = tuple(
-        ContractOutput(name, array.shape[1:], axis, done, dtype) for name, array in raw.items()
+        OutputSpec(name, array.shape[1:], axis, done, float_dtype=dtype)
+        for name, array in raw.items()
     )
     stored = {output.name: output.apply(raw[output.name]) for output in outputs}
     norms = {output.name: norms_of(raw[output.name], output) for output in outputs}
@@ -50,8 +52,7 @@ def contract_of(
     )
 
 
-def norms_of(raw: np.ndarray, output: ContractOutput) -> np.ndarray:
+def norms_of(raw: np.ndarray, output: OutputSpec) -> np.ndarray:
     """Norms [n], or [n, v] where a row has several vectors."""
-    _, norms = output.normalization.apply(raw.reshape(-1, output.width))
-    several = output.axis == -1 and len(output.shape) > 1
-    return norms.reshape(len(raw), -1) if several else norms[:, 0]
+    _, norms = output.normalization.apply(raw.reshape(-1, output.predicted_width))
+    return norms.reshape(len(raw), -1) if output.norm_per_vector else norms[:, 0]

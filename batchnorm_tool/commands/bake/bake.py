@@ -264,10 +264,7 @@ def _request_like(path: str, model: Model, out: Path) -> BakeRequest:
     if made_by is not None and model.layer is None:
         names = [output.name for output in contract.outputs]
         same = {"layer": made_by.layer, "outputs": model.outputs or names}
-    asked = tuple(
-        GraphOutput(each.name, each.normalization, each.axis, each.float_dtype, each.shape)
-        for each in contract.outputs
-    )
+    asked = tuple(map(GraphOutput.like, contract.outputs))
     return BakeRequest(model.model_copy(update=same), out, asked, space=contract.space)
 
 

@@ -26,9 +26,10 @@ from batchnorm_tool.job import Job, Store
 from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.models.batching import IdentityPredictor, Predictor
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.differences import differences
-from batchnorm_tool.pipeline.output_schema import OutputSpec
+from batchnorm_tool.pipeline.output_schema import StoredOutput
 from batchnorm_tool.pipeline.plan import (
     Identity,
     ResolvedOptions,
@@ -432,6 +433,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
     keys_of = {vector.name: "output.columns.vector", norm.name: "output.columns.norm"}
     keys_of |= {name: f"store.columns.{key}" for key, name in store.columns}
     _check_names([field.name for field in fields], keys_of)
+    is_plain = output.normalization == Normalization(output.norm)
     rows = StoreSchema(
         keys=keys,
         passthrough=tuple(field.name for field in rest),
@@ -440,7 +442,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
         norm_label=output.norm.label,
         schema=pa.schema(fields),
         bookkeeping=names,
-        output=None if output.normalization == Normalization(output.norm) else output.stored(),
+        output=None if is_plain else StoredOutput.of(output),
     )
     if before is not None:
         _check_keys(rows, before)

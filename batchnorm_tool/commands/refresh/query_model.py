@@ -25,6 +25,7 @@ from pydantic import Field
 from batchnorm_tool import environment
 from batchnorm_tool.commands.bake.bake import REPORT, BakeRequest, bake_model
 from batchnorm_tool.contract import CONTRACT, Contract
+from batchnorm_tool.contract.records import output_to_json
 from batchnorm_tool.errors import BatchnormToolError, JobError, OutputError, Refused
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.job.messages import Expects
@@ -139,7 +140,7 @@ class QueryModel(DirectoryTarget):
         return security.examined(self._model.path).content
 
     def _made_of(self, contract: Contract) -> str:
-        output, versions = contract.outputs[0].to_json(), environment.versions(_LIBRARIES)
+        output, versions = output_to_json(contract.outputs[0]), environment.versions(_LIBRARIES)
         model = [self._content, self._model.layer, self._model.outputs, self._formats]
         return sha256([model, contract.space, output, versions])
 
@@ -158,11 +159,10 @@ class QueryModel(DirectoryTarget):
         (output,) = contract.outputs
         place = f"{_BAKED}/{made_of}"
         storage.remove(place)  # what a killed one left
-        asked = GraphOutput("", output.normalization, output.axis, output.float_dtype, output.shape)
         request = BakeRequest(
             model=self._model,
             out=storage.root / place,
-            outputs=(asked,),
+            outputs=(GraphOutput.like(output),),
             space=contract.space,
             engine=self._engine,
         )

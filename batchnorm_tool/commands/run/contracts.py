@@ -11,21 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason, fitting_rows
-from batchnorm_tool.contract import Canary, Contract, ContractFeature, ContractModel, ContractOutput
+from batchnorm_tool.contract import Canary, Contract, ContractFeature, ContractModel
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, capture_warnings
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import regrouped, rows_of
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.manifest import PartRecord, existing_record
-from batchnorm_tool.pipeline.output_schema import (
-    OutputSpec,
-    decoded_rows,
-    directories,
-    output_schema,
-)
+from batchnorm_tool.pipeline.output_schema import decoded_rows, directories, output_schema
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import DROP, QUARANTINE, Policies
 from batchnorm_tool.pipeline.worker import ChunkReader
@@ -161,19 +157,18 @@ class CanarySearch:
         return pa.table([table[name] for name in schema.names], schema=schema)
 
     def _canary(self, window: _Window, origin: int, row: int) -> Canary:
-        chunk, job = window.chunk, self.plan.job
-        outputs = [_described(job, one) for one in self._outputs]
+        chunk, outputs = window.chunk, self._outputs
         stored = {
             name: rows_of(window.stored[name].slice(row, 1).combine_chunks())[0]
-            for one in self._outputs
+            for one in outputs
             for name in (one.vector_column, one.norm_column)
         }
         keys = chunk.carried.select(range(max(1, self._reader.keys))).slice(origin, 1)
         return Canary(
             {name: array[origin, ...] for name, array in chunk.features.items()},
             {one.name: stored[one.vector_column].reshape(one.stored_shape) for one in outputs},
-            {one.name: stored[one.norm_column] for one in self._outputs},
-            key_to_json(next(key_rows(keys))) if job.contract.keys else None,
+            {one.name: stored[one.norm_column] for one in outputs},
+            key_to_json(next(key_rows(keys))) if self.plan.job.contract.keys else None,
         )
 
 
@@ -225,7 +220,7 @@ def contract_of(
             )
             for each in resolved.inputs
         ),
-        outputs=tuple(_described(job, one) for one in resolved.layouts(job)),
+        outputs=resolved.layouts(job),
         canaries=tuple(canaries),
         model=made_by,
         transform=resolved.transform,
@@ -248,15 +243,3 @@ def find_canaries(
         # The vectors are right without it: hours of work are not lost for a file that has gone.
         tell(f"The contract has no canary rows: {error}")
         return ()
-
-
-def _described(job: Job, output: OutputSpec) -> ContractOutput:
-    return ContractOutput(
-        output.name,
-        output.predicted_shape,
-        output.axis,
-        output.normalization,
-        job.output.dtype,
-        output.vector_column,
-        output.norm_column,
-    )

@@ -22,7 +22,8 @@ from batchnorm_tool.formats import npy
 from batchnorm_tool.job import Normalize
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.norms.normalization import DirectionSum, int8_scale, unit_direction
-from batchnorm_tool.pipeline.output_schema import Fitted, OutputSpec
+from batchnorm_tool.norms.output_spec import OutputSpec
+from batchnorm_tool.pipeline.output_schema import Fitted
 from batchnorm_tool.pipeline.plan import Plan
 from batchnorm_tool.pipeline.scored_chunk import kept_vectors, predict_rows
 from batchnorm_tool.pipeline.worker import ChunkReader

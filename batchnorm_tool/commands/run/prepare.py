@@ -27,6 +27,7 @@ from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import IdentityPredictor, Predictor, backend_name
 from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
 from batchnorm_tool.models.conversion import ConversionRequest
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
 from batchnorm_tool.pipeline.output_schema import Fitted
@@ -47,7 +48,7 @@ _GRID_ROWS = 1024
 T = TypeVar("T")
 _Sample = dict[str, np.ndarray]
 _Columns = dict[str, tuple[str, ...]]
-_Layouts = Sequence[output_schema.OutputSpec]
+_Layouts = Sequence[OutputSpec]
 
 
 @dataclass

@@ -23,9 +23,9 @@ from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
 from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.scored_chunk import (
     Scored,
     predict_rows,

@@ -15,9 +15,9 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import row_norms, widen
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.run import StoredPart, StoredRun
 
 # Vectors in memory at a time, as float64.

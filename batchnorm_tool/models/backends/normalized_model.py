@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import JobError, ModelError, warn
@@ -15,6 +15,7 @@ from batchnorm_tool.models.backends.normalization_graph import normalize_tensor
 from batchnorm_tool.models.batching import LoadedModel
 from batchnorm_tool.norms.norm import Anything
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 
 RAW, EDGES, VECTORS = "raw", "edges", "vectors"
 # Layers and operations of Keras, and our layer; `Normalize` is `keras.ops.normalize`.
@@ -40,6 +41,12 @@ class GraphOutput:
     axis: int | str = -1
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def like(cls, spec: OutputSpec) -> Self:
+        """Return how what is stored so is normalized."""
+        way, shape = spec.normalization, spec.predicted_shape
+        return cls(spec.name, way, spec.axis, spec.float_dtype, shape)
 
     def vectors(self, raw: Anything) -> Anything:
         """Return predictions ``[n, ...]`` as the vectors that are normalized, a row for each."""

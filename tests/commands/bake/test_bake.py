@@ -18,12 +18,13 @@ from click.testing import CliRunner
 
 from batchnorm_tool import bake, normalize, read, run
 from batchnorm_tool.cli.app import cli
-from batchnorm_tool.contract import Contract, ContractOutput
+from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError, capture_warnings
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import security
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.output_spec import OutputSpec
 
 pytestmark = pytest.mark.usefixtures("tensorflow", "in_this_process")
 
@@ -202,7 +203,7 @@ def test_another_width_than_that_of_the_result_is_refused(
 
 @pytest.mark.parametrize("dtype", ["int8", "binary"])
 def test_a_graph_does_not_quantize(dtype: Any, model: Path, tmp_path: Path) -> None:
-    output = ContractOutput("embedding", (32,), -1, Normalization(Norm("l2"), dtype=dtype))
+    output = OutputSpec("embedding", (32,), -1, Normalization(Norm("l2"), dtype=dtype))
     like = tmp_path / "contract.json"
     like.write_bytes(Contract("space", (), (output,)).to_bytes())
     with pytest.raises(JobError, match=f"`embedding` is stored as {dtype}"):
