@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,30 +66,19 @@ def check(  # noqa: PLR0913  (each is a flag of the command)
         loaded = models.wrap_model(model, outputs)
     _check_inputs(loaded.inputs, contract.features)
     sized = loaded.with_batch_size(loaded.batch_size or max(1, len(contract.canaries)))
-    return contract.check(_Encoder(sized))
+
+    def encode(given: Any) -> dict[str, np.ndarray]:
+        arrays = given if isinstance(given, Mapping) else {loaded.inputs[0].name: given}
+        return sized.predict(arrays)
+
+    return contract.check(encode)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """A model as an encoder; its lone input goes by any name."""
-
-    model: Predictor
-
-    def __call__(self, given: Any) -> dict[str, np.ndarray]:
-        arrays = given if isinstance(given, Mapping) else {self.model.inputs[0].name: given}
-        return self.model.predict(arrays)
-
-
-@dataclass(frozen=True)
-class _CanaryRows:
-    """The features of the canary rows, for another process, too."""
-
-    contract: Contract
-
-    def __call__(self, inputs: Sequence[Field]) -> dict[str, np.ndarray]:
-        _check_inputs(inputs, self.contract.features)
-        given = self.contract.canary_features()
-        return given if len(given) > 1 else {inputs[0].name: next(iter(given.values()))}
+def _canary_rows(contract: Contract, inputs: Sequence[Field]) -> dict[str, np.ndarray]:
+    """Return the features of the canary rows for a model; a lone input goes by any name."""
+    _check_inputs(inputs, contract.features)
+    given = contract.canary_features()
+    return given if len(given) > 1 else {inputs[0].name: next(iter(given.values()))}
 
 
 def _loaded(wanted: Model, contract: Contract, progress: Progress) -> Predictor:
@@ -103,7 +92,7 @@ def _loaded(wanted: Model, contract: Contract, progress: Progress) -> Predictor:
             wanted = wanted.model_copy(update=chosen or own)
         by_tensorflow = admitted.report.kind != "onnx" and wanted.backend == "tensorflow"
         with loading_model(progress, tensorflow=by_tensorflow):
-            rows = _CanaryRows(contract)
+            rows = partial(_canary_rows, contract)  # for another process, too
             return load_admitted(wanted, admitted, rows, len(contract.canaries))
 
 

@@ -24,8 +24,7 @@ from pydantic import Field
 
 from batchnorm_tool import environment
 from batchnorm_tool.commands.bake.bake import REPORT, BakeRequest, bake_model
-from batchnorm_tool.contract import CONTRACT, Contract
-from batchnorm_tool.contract.records import output_to_json
+from batchnorm_tool.contract import CONTRACT, Contract, output_to_json
 from batchnorm_tool.errors import BatchnormToolError, JobError, OutputError, Refused
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.job.messages import Expects
