@@ -152,7 +152,7 @@ class _EncoderCheck:
                 got = self.encoded(_with_swap(given, one, other))
             except Refused:  # a value of one that the other cannot have
                 continue
-            if all(one.alike(got[name]).all() for name, one in self.expected.items()):
+            if all(each.alike(got[name]).all() for name, each in self.expected.items()):
                 return self._name(one), self._name(other)
         return None
 

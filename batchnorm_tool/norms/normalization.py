@@ -108,8 +108,7 @@ class Normalization:
     ) -> tuple[Anything, Float64s, npt.NDArray[np.bool_]]:
         """Return what `apply` does of what is kept already, and whose components were clipped."""
         floats = np.dtype(np.float64 if self.dtype else dtype)
-        width = -(-kept.shape[1] // 8) if self.dtype == "binary" else kept.shape[1]
-        stored = np.empty((len(kept), width), self.stored_dtype(dtype))
+        stored = np.empty((len(kept), self.stored_width(kept.shape[1])), self.stored_dtype(dtype))
         norms, clipped = np.empty((len(kept), 1)), np.zeros(len(kept), bool)
         for block, x64 in wide_blocks(kept):
             norms[block] = row_norms(x64, self.norm)

@@ -182,11 +182,11 @@ def key_columns(spec: Input) -> tuple[str, ...]:
     return (spec.key,) if isinstance(spec.key, str) else tuple(spec.key)
 
 
-def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str) -> pa.Schema:
+def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec]) -> pa.Schema:
     """Return the schema of written rows: carried columns, a vector and a norm for each output."""
     fields = list(carried)
     for layout in layouts:
-        fields += [stored_field(layout, dtype, layout.stored_shape), _norm_field(layout)]
+        fields += [stored_field(layout, layout.stored_shape), _norm_field(layout)]
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
@@ -213,9 +213,9 @@ def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
     return field if len(shape) > 1 else field.remove_metadata()
 
 
-def stored_field(layout: OutputSpec, dtype: str, shape: tuple[int, ...]) -> pa.Field:
-    """Return a column of vectors as they are stored, where ``dtype`` is that of floats."""
-    return flat_field(layout.vector_column, str(layout.normalization.stored_dtype(dtype)), shape)
+def stored_field(layout: OutputSpec, shape: tuple[int, ...]) -> pa.Field:
+    """Return a column of vectors as they are stored."""
+    return flat_field(layout.vector_column, str(layout.stored_dtype), shape)
 
 
 def decoded_schema(schema: pa.Schema, layouts: Sequence[OutputSpec]) -> pa.Schema:

@@ -118,9 +118,7 @@ class PartWriter:
 
     def _open_vectors(self) -> Sink:
         job = self._plan.job
-        schema = output_schema.output_schema(
-            self._plan.resolved.carried, self._layouts, job.output.dtype
-        )
+        schema = output_schema.output_schema(self._plan.resolved.carried, self._layouts)
         shape = Layout(
             byte_stream_split=job.output.byte_stream_split,
             compression=job.output.compression,

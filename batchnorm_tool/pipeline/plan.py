@@ -256,7 +256,7 @@ class Plan(SealedRecord):
     @property
     def bytes_expected(self) -> int:
         """Bytes of vectors and norms before compression; what is carried along comes on top."""
-        return self.rows * written_bytes(self.resolved.layouts(self.job), self.job.output.dtype)
+        return self.rows * written_bytes(self.resolved.layouts(self.job))
 
     @property
     def part_count(self) -> int:
@@ -276,10 +276,9 @@ class Plan(SealedRecord):
         return Part(number, first_row, tuple(Slice(*rows_of_file) for rows_of_file in found))
 
 
-def written_bytes(layouts: Sequence[OutputSpec], dtype: str) -> int:
+def written_bytes(layouts: Sequence[OutputSpec]) -> int:
     """Return the bytes of one row's vectors, in their stored dtype, and norms."""
-    kinds = [str(layout.normalization.stored_dtype(dtype)) for layout in layouts]
-    fields = [Field("", one.stored_shape, kind) for one, kind in zip(layouts, kinds, strict=True)]
+    fields = [Field("", one.stored_shape, str(one.stored_dtype)) for one in layouts]
     return sum(field.row_bytes + 8 for field in fields)
 
 

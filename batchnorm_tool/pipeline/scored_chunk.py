@@ -58,7 +58,6 @@ def score_chunk(
     chunk: Chunk,
     predicted: Predicted,
     layouts: Sequence[OutputSpec],
-    dtype: np.dtype,
     timings: StageTimings | None = None,
 ) -> Scored:
     """Normalize and measure what was predicted for the rows of a chunk."""
@@ -71,7 +70,7 @@ def score_chunk(
     for output in layouts:
         with timings.stage("normalize"):
             vectors = kept_vectors(predictions[output.name], output)
-            unit, lengths, clipped = output.normalization.divide(vectors, dtype)
+            unit, lengths, clipped = output.normalization.divide(vectors, output.float_dtype)
             if not _surely_good(lengths, output.norm):
                 # Integers do not tell what was not finite.
                 _mark_faults(faults, vectors, lengths, unit if unit.dtype.kind == "f" else vectors)

@@ -199,9 +199,8 @@ class Worker:
     def _process_chunk(
         self, chunk: Chunk, predicted: Predicted, summary: PartSummary, writer: PartWriter
     ) -> None:
-        dtype = np.dtype(self.plan.job.output.dtype)
         with self._saying_where(summary.part, [chunk]):
-            scored = score_chunk(chunk, predicted, self.layouts, dtype, self.timings)
+            scored = score_chunk(chunk, predicted, self.layouts, self.timings)
         with self.timings.stage("statistics"):
             actions = self.policies.actions_for(scored.faults)
             summary.add(scored, actions)

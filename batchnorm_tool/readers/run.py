@@ -167,7 +167,7 @@ def open_run(path: str, *, one_space: bool = False, decode: bool = True) -> Stor
     job, resolved = manifest.job, manifest.resolved
     try:
         outputs = resolved.layouts(job)
-        schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
+        schema = output_schema.output_schema(resolved.carried, outputs)
         stored = plain_schema(schema)
     except Refused as error:
         raise Damaged(f"`{root}/{MANIFEST_PATH}` contradicts itself: {error.message}") from error

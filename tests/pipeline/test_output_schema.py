@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,9 +9,9 @@ import pytest
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.job import Input, Job, Normalize, Output, OutputColumns, OutputNorm
+from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline.output_schema import (
     Normalized,
-    OutputSpec,
     carried_schema,
     fixed_size_list,
     flat_field,
@@ -107,7 +109,8 @@ def test_a_key_of_lists_is_refused() -> None:
 
 
 def test_schema_of_vectors_and_norms() -> None:
-    schema = output_schema(pa.schema([]), layouts((4,), (2, 3)), "float16")
+    halves = [replace(layout, float_dtype="float16") for layout in layouts((4,), (2, 3))]
+    schema = output_schema(pa.schema([]), halves)
     assert schema.names == ["one", "one_norm", "two", "two_norm"]
     assert schema.field("one").type == pa.list_(pa.float16(), 4)
     assert schema.field("one").metadata is None
@@ -122,7 +125,7 @@ def test_two_columns_of_one_name_are_refused(clash: str) -> None:
     columns = job()
     outputs = output_specs(columns, [Field("dense", (4,), "float32")])
     with pytest.raises(JobError, match=f"would be named `{clash}`"):
-        output_schema(pa.schema({clash: pa.int64()}), outputs, "float32")
+        output_schema(pa.schema({clash: pa.int64()}), outputs)
 
 
 def test_rows_are_laid_side_by_side() -> None:
@@ -134,7 +137,7 @@ def test_rows_are_laid_side_by_side() -> None:
     }
     nulls = np.array([False, True, False])
     table = output_table(carried, [one, two], results, nulls)
-    assert table.schema.equals(output_schema(carried.schema, [one, two], "float32"))
+    assert table.schema.equals(output_schema(carried.schema, [one, two]))
     assert table.to_pylist() == [
         {"id": 7, "one": [1, 0], "one_norm": 5.0, "two": [0, 1, 2, 3], "two_norm": [1, 1]},
         {"id": 8, "one": None, "one_norm": None, "two": None, "two_norm": None},

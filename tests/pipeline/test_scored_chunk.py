@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -28,9 +30,9 @@ def scored(
     job = Job(input=Input(path="in"), normalize=normalize or Normalize(), output=Output(path="out"))
     carried = pa.table({"row": np.arange(rows)})
     chunk = Chunk(0, carried, arrays, np.array(faults or [0] * rows, np.uint8))
-    layouts = output_specs(job, fields)
+    layouts = [replace(spec, float_dtype=dtype) for spec in output_specs(job, fields)]
     predictions = IdentityPredictor(fields).predict(arrays)
-    return score_chunk(chunk, (predictions, {}), layouts, np.dtype(dtype))
+    return score_chunk(chunk, (predictions, {}), layouts)
 
 
 @pytest.mark.parametrize(

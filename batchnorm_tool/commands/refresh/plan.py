@@ -424,7 +424,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
     keys = output_schema.key_columns(job.input)
     by_name = {field.name: field for field in carried}
     rest = [field for field in carried if field.name not in keys]
-    vector = output_schema.stored_field(output, job.output.dtype, (output.stored_width,))
+    vector = output_schema.stored_field(output, (output.stored_width,))
     norm = pa.field(output.norm_column, pa.float64())
     store = store_of(job)
     names = tuple(name for _, name in store.columns)

@@ -391,7 +391,7 @@ def scoring_plan(
     table = open_table(source)
     part_rows = resolved.part_rows
     if job.output.part_rows == "auto":
-        written = written_bytes(resolved.layouts(job), job.output.dtype)
+        written = written_bytes(resolved.layouts(job))
         part_rows = min(
             part_rows,
             choose_part_rows(

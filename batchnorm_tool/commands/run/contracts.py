@@ -144,7 +144,7 @@ class CanarySearch:
     def _stored(self, record: PartRecord, rows: int) -> pa.Table:
         """Return the first rows of a part as they lie in its staged files."""
         job, table = self.plan.job, dict[str, pa.Array]()
-        schema = output_schema(self.plan.resolved.carried, self._outputs, job.output.dtype)
+        schema = output_schema(self.plan.resolved.carried, self._outputs)
         held = directories(schema.names, self._outputs, job.output.format)
         for file in record.files:
             names = held.get(file.path.partition("/")[0], ())

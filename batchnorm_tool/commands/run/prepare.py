@@ -175,7 +175,7 @@ class Preparation:
     def _check_columns(self, carried: pa.Schema, outputs: Sequence[Field]) -> None:
         """Refuse names of columns and files that cannot be beside one another."""
         layouts = output_schema.output_specs(self.job, outputs, self._given(outputs))
-        output_schema.output_schema(carried, layouts, self.job.output.dtype)
+        output_schema.output_schema(carried, layouts)
         output_schema.directories((), layouts, self.job.output.format)
 
     def plan_like(self, before: ResolvedOptions) -> Plan:
@@ -393,7 +393,7 @@ class Preparation:
             )
         fitted = self._given(outputs)
         layouts = output_schema.output_specs(self.job, outputs, fitted)
-        row_bytes = planning.written_bytes(layouts, self.job.output.dtype)
+        row_bytes = planning.written_bytes(layouts)
         sample_bytes = sum(array[:1].nbytes for array in sample.values())
         # Where the batch size changes no bits, it changes the files neither.
         free = model.backend is not None and model.backend.independent

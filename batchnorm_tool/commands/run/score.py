@@ -165,7 +165,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     fitted = given(normalize, [field.name for field in fields], means)
     layouts = output_schema.output_specs(job, fields, fitted)
     predicted = predict_rows(sized, layouts, chunk.features)
-    scored = score_chunk(chunk, predicted, layouts, np.dtype(dtype))
+    scored = score_chunk(chunk, predicted, layouts)
     _check_policies(scored, bad)
     return Result(
         keys=chunk.carried.column(0).to_numpy(),
