@@ -168,12 +168,9 @@ class Subject:
     def prove(
         self, files: Mapping[str, Path], probes: Mapping[str, Path], edges: Sequence[Field]
     ) -> list[Parity]:
-        """Run files and their probes in bare processes, and compare them.
+        """Run files and their probes, by their formats, in bare processes, and compare them.
 
-        Args:
-            files: By their formats.
-            probes: Likewise; see `models.backends.probe`.
-            edges: Those of a probe's inputs that stand for raw predictions.
+        Of a probe's inputs, ``edges`` are those that stand for raw predictions.
 
         Raises:
             ModelError: One does not load or run there.
@@ -192,8 +189,8 @@ class Subject:
             calls += [(kind, str(probes[kind]), rows, self.batch_size) for kind in kinds]
             answers = run_bare(*calls)
             for kind, file, shown in zip(kinds, answers, answers[len(kinds) :], strict=False):
-                names = {each.name: place_name(RAW, n) for n, each in enumerate(self.outputs)}
-                raw = {name: _rows_of_vectors(shown[place]) for name, place in names.items()}
+                places = ((each.name, place_name(RAW, n)) for n, each in enumerate(self.outputs))
+                raw = {name: _rows_of_vectors(shown[place]) for name, place in places}
                 apart = max(proof.farthest(self.reference[name], raw[name]) for name in raw)
                 words = tuple(self._words(shown, made, fed))
                 bound = max(_NARROW.get(each.dtype, proof.TOLERANCE) for each in edges)
@@ -213,15 +210,10 @@ class Subject:
                 yield EdgeRow(output.name, words, *compared.word(row))
 
     def compare(self, kind: str, path: Path, original: str) -> Parity:
-        """Compare a file of any origin with the original.
+        """Compare a file of any origin, and its format, with the original of another.
 
         It has no probe. Where another runtime computes the original, a row may differ by what back
         ends may, which cannot be told from what the norm adds.
-
-        Args:
-            kind: The file's format.
-            path: The file.
-            original: The original's format.
         """
         (file,) = run_bare((kind, str(path), self.rows, self.batch_size))
         alike = {kind, original} <= {*TENSORFLOW} or kind == original
@@ -349,13 +341,7 @@ def edge_rows(field: Field) -> dict[str, Anything]:
 
 
 def run_bare(*calls: _Call) -> list[dict[str, Anything]]:
-    """Run stored models in a process without this package; see `bare_runner`.
-
-    Args:
-        calls: Of each the format, the path, arrays by the names of inputs, and rows in one call.
-
-    Returns:
-        For each, arrays by the names of outputs.
+    """Run stored models in a process without this package, as `bare_runner` describes it.
 
     Raises:
         ModelError: A file does not load or run there.

@@ -168,13 +168,7 @@ def probe(
 
     It also gives the raw outputs, as ``raw_0000`` and so on. It takes rows in the place of raw
     predictions, as ``edges_0000``, and gives what becomes of them as ``vectors_0000`` (and
-    ``vectors_0000_norm``).
-
-    Args:
-        model: The normalized model.
-        outputs: How each of its outputs is normalized.
-        fields: The outputs of the original, in the same order.
-        keep_norm: Whether the model gives norms.
+    ``vectors_0000_norm``). The ``fields`` are the original's outputs, in the order of ``outputs``.
     """
     import keras
 
