@@ -44,7 +44,7 @@ def normalized(
         >>> found["embedding"], found["embedding_norm"]
         (array([[0.6, 0.8]], dtype=float32), array([[5.]], dtype=float32))
     """
-    plan = Normalization(Norm.parse(norm, p))
+    normalization = Normalization(Norm.parse(norm, p))
     built = KerasModel.of(model, lambda names: range(len(names)))
-    outputs = [GraphOutput(field.name, plan) for field in built.outputs]
+    outputs = [GraphOutput(field.name, normalization) for field in built.outputs]
     return normalize_model(built, outputs, keep_norm=keep_norm).keras

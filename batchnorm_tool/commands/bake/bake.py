@@ -161,8 +161,8 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
     chosen = None if outputs is None else [*outputs]
     wanted = Model(path=os.fspath(model), layer=layer, outputs=chosen)
     if like is None:
-        plan = Normalization(Norm.parse("l2" if norm is None else norm, p))
-        asked: tuple[GraphOutput, ...] = (GraphOutput("", plan, checked_axis(axis)),)
+        normalization = Normalization(Norm.parse("l2" if norm is None else norm, p))
+        asked: tuple[GraphOutput, ...] = (GraphOutput("", normalization, checked_axis(axis)),)
         request = BakeRequest(wanted, Path(out), asked)
     else:
         if (norm, axis, p) != (None, None, None):

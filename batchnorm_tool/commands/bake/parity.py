@@ -255,15 +255,15 @@ class RowDifferences:
     @classmethod
     def of(cls, output: GraphOutput, raw: Anything, found: _Arrays) -> Self:
         """Compare ``found``, by name, with what becomes of raw predictions ``[n, ...]``."""
-        rows, plan = output.vectors(raw), output.normalization
-        expected, norms = plan.apply(rows, np.float64)
+        rows, normalization = output.vectors(raw), output.normalization
+        expected, norms = normalization.apply(rows, np.float64)
         given = found[output.name].reshape(expected.shape)
         with np.errstate(all="ignore"):
-            kept = plan.kept(rows)
+            kept = normalization.kept(rows)
             # What is below float32's normal numbers may become zeros, and be none the worse.
             flushed = (np.abs(kept).max(axis=1) < _FLOAT32.tiny) & ~given.any(axis=1)
             bad = ~np.isfinite(expected).all(axis=1)
-            ulp = _ulps(given, expected) * _shares(rows[:, : plan.truncate], kept)
+            ulp = _ulps(given, expected) * _shares(rows[:, : normalization.truncate], kept)
             ulp[flushed | (bad & ~np.isfinite(given).all(axis=1))] = 0.0
             norm = found.get(f"{output.name}_norm")
             parts = np.zeros(len(rows)) if norm is None else _parts(norm, norms)

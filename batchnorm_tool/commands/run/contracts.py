@@ -109,7 +109,9 @@ class CanarySearch:
     def _quantile(self, share: float) -> float:
         output = self._outputs[0]
         norms = self.statistics[output.name].norms
-        return norms["l2" if _is_plain(output) else output.norm.label].quantile(share) or 0.0
+        # Where nothing is divided by, the norms beside the vectors are 1.
+        label = "l2" if output.norm.name == "none" else output.norm.label
+        return norms[label].quantile(share) or 0.0
 
     @cached_property
     def _outputs(self) -> tuple[OutputSpec, ...]:
@@ -180,14 +182,9 @@ def _beginning(part: Part, rows: int) -> Part:
     return Part(part.number, part.first_row, tuple(some for some in slices if some.rows))
 
 
-def _is_plain(output: OutputSpec) -> bool:
-    """Tell whether vectors are divided by nothing, so that all have the norm 1."""
-    return output.norm.name == "none"
-
-
 def _lengths(stored: pa.Table, output: OutputSpec) -> np.ndarray:
     """Return a length for each stored row, ``float64[n]``: its largest; NaN where it has none."""
-    if _is_plain(output):
+    if output.norm.name == "none":
         vectors = decoded_rows(stored[output.vector_column].combine_chunks(), output)
         return np.linalg.norm(vectors.astype(np.float64), axis=1)
     norms = rows_of(stored[output.norm_column].combine_chunks())
