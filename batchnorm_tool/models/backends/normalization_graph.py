@@ -77,7 +77,8 @@ def _divided_by_peaks(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     peaks = ops.max(ops.abs(x), axis=axes, keepdims=True)
     is_zero = ops.less(peaks, _TINY)
     # Zeros never reach a division: behind one, `where` would hide NaN but not its gradient.
-    divisors = ops.where(is_zero, ops.ones_like(peaks), peaks)
+    # Nothing depends on the divisor: its gradient is zero, where a compiler may compute NaN for it.
+    divisors = ops.stop_gradient(ops.where(is_zero, ops.ones_like(peaks), peaks))
     quotients = ops.where(is_zero, ops.zeros_like(x), x / divisors)
     return quotients, ops.where(is_zero, ops.zeros_like(peaks), peaks)
 
@@ -102,8 +103,9 @@ def _lengths(x: Any, norm: Norm, axes: tuple[int, ...]) -> Any:
     total = ops.sum(powers, axis=axes, keepdims=True)
     # Of all others it is 1 at least; their roots have a gradient.
     total = ops.where(ops.equal(total, 0.0), ops.ones_like(total), total)
-    if is_max:
-        return total / total  # 1, or NaN where there is one, which a maximum may overlook
+    if is_max:  # 1, or NaN where there is one, which a maximum may overlook
+        peaks = ops.max(sizes, axis=axes, keepdims=True)
+        return ops.where(ops.equal(peaks, 0.0), total, peaks * (total / total))
     return total if power == 1 else ops.sqrt(total) if power == 2 else total ** (1 / power)
 
 

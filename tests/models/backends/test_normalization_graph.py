@@ -161,6 +161,23 @@ def test_gradients_are_those_of_finite_differences(norm: str, point: str) -> Non
         np.testing.assert_allclose(received, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_compiled_gradients_are_the_same(norm: str) -> None:
+    points = np.float32([*POINTS.values(), [0.0] * 4])
+    sizes = np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
+
+    def gradient(given: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            vectors, _ = normalize_tensor(given, Normalization(Norm.parse(norm)))
+            total = tf.reduce_sum(vectors * np.float32([1, 2, -3, 4]))
+        return tape.gradient(total, given)
+
+    compiled = tf.function(gradient, jit_compile=True)(tf.constant(points))
+    plain = gradient(tf.constant(points))
+    np.testing.assert_allclose(compiled * sizes, plain * sizes, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("row", [[0.0] * 4, [1e-40] * 4, [3e38, 1, 0, 0], [1e-30, 0, 0, 0]])
 def test_gradients_are_finite_at_the_edges(row: list[float]) -> None:
     for norm, kept in itertools.product(NORMS, ({}, {"mean": (0.5,) * 4})):
