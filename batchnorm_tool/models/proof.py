@@ -53,7 +53,8 @@ def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> 
         # Ids, which older models take as floats.
         beyond = size if array.dtype.kind == "f" else np.iinfo(array.dtype).max
         made_up, edges = random.integers(0, size or 2, shape), [0, -1, beyond]
-        edges = [edge % 2**63 if array.dtype.kind == "u" else edge for edge in edges]
+        if array.dtype.kind == "u":
+            edges = [edge % 2 ** min(63, 8 * array.itemsize) for edge in edges]
     elif array.dtype.kind in "OUS":
         made_up, edges = random.choice(array.reshape(-1), shape), ["", "Ünknown", "a b  c"]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -252,3 +253,9 @@ def test_independence_is_tried_on_many_rows_where_there_is_one(
     monkeypatch.setattr(proof, "is_independent", tried)
     onnx_conversion.convert(reference, rows_for(reference.inputs, 1))
     assert [len(array) for array in tried.call_args.args[1]] == [1024]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint64", "int8"])
+def test_rows_are_made_up_of_every_integer(dtype: str) -> None:
+    model: Any = SimpleNamespace(inputs=(Field("x", (3,), dtype),), embedding_sizes={})
+    assert proof.made_up_rows(model)["x"].dtype == dtype
