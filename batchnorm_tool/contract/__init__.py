@@ -378,7 +378,7 @@ def _place(path: Path) -> Path:
     """Return where the contract of a run, a store or a file is."""
     if path.is_file():
         return path
-    found = (path / CONTRACT, path.with_name(f"{path.name}.state") / CONTRACT)
+    found = (path / CONTRACT, Path(f"{path.absolute()}.state", CONTRACT))
     for place in found:
         if place.is_file():
             return place
@@ -394,7 +394,7 @@ def _checked(content: bytes, path: str) -> Json:
         data = json.loads(content)
         newer = data["format"] != _FORMAT
         checksum = data.pop("checksum")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"`{path}` is no contract: it lacks a format and a checksum. Expected the "
             f"`{CONTRACT}` of a run or a store. Use another path."

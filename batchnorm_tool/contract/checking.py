@@ -95,8 +95,7 @@ class _EncoderCheck:
         """Return what the encoder makes of rows, ``[vectors, numbers]`` of each output."""
         lone = next(iter(given.values())) if len(given) == 1 else given
         try:
-            by_name = self.contract.by_output(self.encode(lone))
-            arrays = {name: numeric_array(array) for name, array in by_name.items()}
+            arrays = self.contract.by_output(self.encode(lone))
         except BatchnormToolError:
             raise
         except Exception as error:
@@ -106,7 +105,12 @@ class _EncoderCheck:
             ) from error
         return {name: self._flat(name, array) for name, array in arrays.items()}
 
-    def _flat(self, name: str, array: Anything) -> Anything:
+    def _flat(self, name: str, given: Anything) -> Anything:
+        try:
+            array = numeric_array(given)
+        except InputError as error:
+            message = f"The encoder's `{name}` holds no vectors. {error.message}"
+            raise InputError(message) from error
         output, rows = self.expected[name].output, len(self.contract.canaries)
         vectors = rows * output.vectors
         if array.shape[:1] != (rows,) or not array.size or array.size % vectors:
@@ -137,10 +141,11 @@ class _EncoderCheck:
             words = f"all agree once the features `{swapped[0]}` and `{swapped[1]}` are swapped"
             return "other_preprocessing", words, swapped
         finite = "" if np.isfinite(vectors).all() else ", and some are NaN or infinite"
-        if tells and alike.diagonal().any():
-            same = f"{alike.diagonal().sum()} of `{name}` come from the same model"
+        own, by_chance = alike.diagonal(), alike.mean()
+        if (tells and own.any()) or own.mean() > (1 + by_chance) / 2:
+            same = f"{own.sum()} of `{name}` come from the same model"
             return "other_preprocessing", f"{same}{finite}, the others do not", None
-        return "other_model", f"no vector of `{name}` is that of its row{finite}", None
+        return "other_model", f"the vectors of `{name}` are not those of its rows{finite}", None
 
     def _swapped(self, given: Arrays) -> tuple[str, str] | None:
         """Return the names of two features with whose values swapped all rows agree."""

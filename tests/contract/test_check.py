@@ -8,6 +8,7 @@ import pytest
 
 from batchnorm_tool import ContractBroken, normalize
 from batchnorm_tool.contract import Contract
+from batchnorm_tool.errors import InputError
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization, unit_direction
 from tests.contract.building import UNIT, contract_of
@@ -123,7 +124,7 @@ AFTER: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
     ),
     "all NaN": ("other_model", lambda x: x * np.nan, "some are NaN or infinite"),
     "zeros": ("other_model", lambda x: x * 0, "Use the model that made the vectors"),
-    "another width": ("other_model", lambda x: x[:, ::-1][:, :5], "no vector of `y`"),
+    "another width": ("other_model", lambda x: x[:, ::-1][:, :5], "vectors of `y` are not"),
     "bias": (
         "other_model",
         lambda x: normalize(x + 0.01),
@@ -229,6 +230,22 @@ def test_a_wrong_against_other_contracts(encoder: Encoder, wrong: str) -> None:
     contract = made(encoder, DONE[kind](encoder))
     report = contract.check(encode_with(encoder, contract, after))
     assert report.cause == cause, report.message
+
+
+def test_an_encoder_that_gives_no_vectors_is_told_so(contract: Contract) -> None:
+    for answer in (None, "embedding"):
+        with pytest.raises(InputError, match=r"The encoder's `.*` holds no vectors"):
+            contract.check(lambda _, answer=answer: answer)
+
+
+def test_most_of_rows_that_are_much_alike_tell_of_the_model() -> None:
+    raw = np.random.default_rng(1).standard_normal((6, 9))[np.arange(16) % 6]
+    contract = contract_of({"x": raw}, {"y": raw})
+    report = contract.check(lambda x: normalize(np.where(np.arange(16)[:, None] < 14, x, -x)))
+    assert (report.cause, report.agreeing) == ("other_preprocessing", 14)
+    other = contract.check(lambda x: normalize(np.where(np.arange(16)[:, None] < 3, x, -x)))
+    assert other.cause == "other_model"
+    assert "the vectors of `y` are not those of its rows" in other.message
 
 
 def test_a_wider_dtype_and_lists_agree(encoder: Encoder, contract: Contract) -> None:

@@ -153,6 +153,18 @@ def test_a_run_a_store_and_a_file_are_found(place: str, tmp_path: Path) -> None:
     assert batchnorm_tool.Contract.load(str(tmp_path / place)).space == contract.space
 
 
+def test_the_working_directory_is_a_run_or_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = contract_of({"x": RAW}, {"y": RAW})
+    for directory in ("items.lance", "items.lance.state"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "items.lance.state" / "contract.json").write_bytes(contract.to_bytes())
+    for directory in ("items.lance", "items.lance.state"):
+        monkeypatch.chdir(tmp_path / directory)
+        assert Contract.load(".").space == contract.space
+
+
 def test_a_result_without_a_contract_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no contract"):
         Contract.load(tmp_path)
@@ -163,6 +175,7 @@ def test_a_result_without_a_contract_is_refused(tmp_path: Path) -> None:
     [
         (b"", InputError, "is no contract"),
         (b"[1]", InputError, "is no contract"),
+        (b"[" * 100_000, InputError, "is no contract"),
         (b'{"a": 1}', InputError, "is no contract"),
         (
             b'{"format": 2, "version": "9.0", "checksum": "x"}',
@@ -175,7 +188,18 @@ def test_a_result_without_a_contract_is_refused(tmp_path: Path) -> None:
         ({"model": {"path": "a", "hash": "b"}}, Damaged, "unexpected keyword argument 'hash'"),
         ({"tolerance": "much"}, Damaged, "could not convert string to float"),
     ],
-    ids=["empty", "list", "other", "newer", "damaged", "key", "type", "unknown key", "number"],
+    ids=[
+        "empty",
+        "list",
+        "deep",
+        "other",
+        "newer",
+        "damaged",
+        "key",
+        "type",
+        "unknown key",
+        "number",
+    ],
 )
 def test_what_is_no_contract_is_refused(
     content: bytes | dict[str, object], error: type[Exception], words: str, tmp_path: Path
