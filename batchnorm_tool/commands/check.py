@@ -54,7 +54,7 @@ def check(  # noqa: PLR0913  (each is a flag of the command)
     """
     contract = against if isinstance(against, Contract) else Contract.load(against)
     if isinstance(model, str | os.PathLike):
-        names = [*outputs] if outputs else None
+        names = [outputs] if isinstance(outputs, str) else [*(outputs or [])] or None
         wanted = Model(path=os.fspath(model), layer=layer, outputs=names, backend=backend)
         loaded = _loaded(wanted, contract, progress or SilentProgress())
     elif layer is not None or backend == "onnxruntime":

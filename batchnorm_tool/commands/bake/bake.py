@@ -158,7 +158,7 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
         >>> baked.files["keras"].name, baked.parity[0].ulp < 3
         ('unit.keras', True)
     """
-    chosen = None if outputs is None else [*outputs]
+    chosen = [outputs] if isinstance(outputs, str) else [*(outputs or [])] or None
     wanted = Model(path=os.fspath(model), layer=layer, outputs=chosen)
     if like is None:
         normalization = Normalization(Norm.parse("l2" if norm is None else norm, p))
@@ -169,7 +169,8 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
             raise JobError("`like` says norm, axis and p. Leave these out, or leave `like` out.")
         request = _request_like(os.fspath(like), wanted, Path(out))
     given = None if rows is None else os.fspath(rows)
-    request = replace(request, formats=tuple(to), keep_norm=keep_norm, fresh=fresh, rows=given)
+    formats = (to,) if isinstance(to, str) else tuple(to)
+    request = replace(request, formats=formats, keep_norm=keep_norm, fresh=fresh, rows=given)
     return check_model(request) if check else bake_model(request)
 
 
@@ -194,11 +195,11 @@ def bake_model(request: BakeRequest) -> Baked:
             made = replace(made, metadata={SPACE: request.space})
         beside = probe(made, subject.outputs, fields, keep_norm=request.keep_norm)
         with _staged(request.out) as aside:
-            files = _written(formats, made, aside / "staged")
+            files = _written(request, formats, made, aside / "staged")
             for name, path in files.items():
                 if formats[name].is_admitted:
                     security.check(Model(path=str(path)), security.examine(str(path)))
-            probes = _written(formats, beside, aside / "probes")
+            probes = _written(request, formats, beside, aside / "probes")
             parity = subject.prove(files, probes, beside.inputs[len(made.inputs) :])
             _check_parity(request, parity)
             staged = aside / "staged" if len(files) > 1 else files[request.formats[0]]
@@ -241,10 +242,14 @@ def _runnable(path: Path) -> Iterator[tuple[str, Path]]:
 def _check_parity(request: BakeRequest, parity: Sequence[Parity]) -> None:
     for each in parity:
         if each.fault is not None:
-            raise ModelError(
-                f"{request.model.path}: as {each.format}, {each.fault}. Nothing is written. Leave "
-                f"{each.format} out of `to`, or normalize after prediction, as `run` does."
-            )
+            raise _unwritten(request, each.format, each.fault)
+
+
+def _unwritten(request: BakeRequest, name: str, fault: str) -> ModelError:
+    return ModelError(
+        f"{request.model.path}: as {name}, {fault}. Nothing is written. Leave {name} out of `to`, "
+        "or normalize after prediction, as `run` does."
+    )
 
 
 def _subject(request: BakeRequest, original: ModelPredictor) -> Subject:
@@ -362,13 +367,16 @@ def _staged(out: Path) -> Iterator[Path]:
 
 
 def _written(
-    formats: Mapping[str, BakeFormat], model: NormalizedModel, directory: Path
+    request: BakeRequest, formats: Mapping[str, BakeFormat], model: NormalizedModel, directory: Path
 ) -> dict[str, Path]:
     """Write every format into a directory."""
     directory.mkdir()
     files = {name: directory / form.file for name, form in formats.items()}
     for name, form in formats.items():
-        form.write(model, files[name])
+        try:
+            form.write(model, files[name])
+        except ModelError as error:
+            raise _unwritten(request, name, error.message.rstrip(".")) from error
     return files
 
 

@@ -257,7 +257,14 @@ class RowDifferences:
         """Compare ``found``, by name, with what becomes of raw predictions ``[n, ...]``."""
         rows, normalization = output.vectors(raw), output.normalization
         expected, norms = normalization.apply(rows, np.float64)
-        given = found[output.name].reshape(expected.shape)
+        given = found[output.name]
+        if given.size != expected.size:
+            wanted = len(raw), *raw.shape[1:-1], expected.shape[1]
+            raise ModelError(
+                f"The file's `{output.name}` has the shape {given.shape}. Expected: {wanted}. "
+                "Compare it by the options that it was made with."
+            )
+        given = given.reshape(expected.shape)
         with np.errstate(all="ignore"):
             kept = normalization.kept(rows)
             # What is below float32's normal numbers may become zeros, and be none the worse.
@@ -360,8 +367,9 @@ def run_bare(*calls: _Call) -> list[dict[str, Anything]]:
         if done.returncode:
             kinds = ", ".join(dict.fromkeys(call[0] for call in calls))
             raise ModelError(
-                f"What was written as {kinds} does not run in a process without this package, "
-                f"which ended with exit code {done.returncode} ({said}). Leave it out of `to`."
+                f"What is written as {kinds} does not run in a process without this package, "
+                f"which ended with exit code {done.returncode} ({said}). Leave {kinds} out of "
+                "`to`, or compare a file that takes this model's inputs."
             )
         found: list[dict[str, Anything]] = pickle.load(answers)  # noqa: S301  (our own)
         return found

@@ -55,6 +55,11 @@ class KerasModel(LoadedModel):
     @classmethod
     def of(cls, model: Any, choose: OutputChoice) -> Self:
         """Look at a model, and choose among its outputs."""
+        if not hasattr(model, "_flatten_layers"):
+            kind = type(model).__name__
+            raise ModelError(
+                f"Not a model in memory. Expected a built keras.Model. Received: {kind}."
+            )
         check_stateless(model._flatten_layers(include_self=False))  # noqa: SLF001  no public way
         structure, inputs, own_batch_size = _inputs(model)
         if not getattr(model, "inputs", None):

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from batchnorm_tool import bake, normalize, read, run
+from batchnorm_tool import bake, normalize, normalized, read, run
 from batchnorm_tool.cli.app import cli
 from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError, capture_warnings
@@ -173,6 +173,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "suffix": ({"out": "unit.h5"}, OutputError, r"ends in \.keras. Received: `unit.h5`"),
     "layer": ({"layer": "dence"}, ModelError, "dence"),
     "output": ({"outputs": ["x"]}, ModelError, "no output `x`"),
+    "lone output": ({"outputs": "xyz"}, ModelError, "no output `xyz`"),
+    "lone format": ({"to": "kera"}, JobError, "Received: kera"),
 }
 
 
@@ -185,6 +187,21 @@ def test_what_cannot_be_is_refused_and_nothing_written(
     with pytest.raises(kind, match=words):
         bake(model, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_converted_is_named_with_its_format(tmp_path: Path) -> None:
+    text = keras.Input((1,), dtype="string", name="text")
+    words = keras.layers.TextVectorization(vocabulary=["a", "b"], output_sequence_length=2)(text)
+    path = tmp_path / "text.keras"
+    keras.Model(text, keras.layers.Rescaling(1.0)(words)).save(path)
+    with pytest.raises(ModelError, match=r"text\.keras: as onnx, ONNX has no .* Leave onnx out"):
+        bake(path, tmp_path / "unit.onnx", to=["onnx"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_model_in_memory_is_normalized() -> None:
+    with pytest.raises(ModelError, match=r"Expected a built keras\.Model\. Received: str"):
+        normalized("model.keras")  # type: ignore[arg-type]
 
 
 def test_the_model_is_not_replaced_by_its_copy(model: Path, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_norm_that_fails_at_the_edges_is_not_written(
 def test_a_file_that_needs_this_package_does_not_run(tmp_path: Path) -> None:
     keras.Sequential([keras.Input((4,)), VectorNormalization()]).save(tmp_path / "own.keras")
     rows = {"input": np.ones((1, 4), np.float32)}
-    with pytest.raises(ModelError, match="as keras does not run in a process without this package"):
+    with pytest.raises(ModelError, match=r"as keras does not run .* Leave keras out of `to`"):
         run_bare(("keras", str(tmp_path / "own.keras"), rows, 1))
 
 
@@ -266,6 +266,11 @@ def test_awkward_outputs_are_compared(
 def difference(raw: np.ndarray, vectors: np.ndarray) -> RowDifferences:
     output = GraphOutput("x", Normalization(L2))
     return RowDifferences.of(output, raw, {"x": vectors})
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"has the shape \(2, 3\)\. Expected: \(2, 4\)"):
+        difference(np.ones((2, 4)), np.ones((2, 3)))
 
 
 def test_an_ulp_is_that_of_the_vector_s_length() -> None:
