@@ -24,7 +24,6 @@ from batchnorm_tool.models.batching import (
     Predictor,
     choose_outputs,
 )
-from batchnorm_tool.models.cache import CachedModel
 from batchnorm_tool.models.conversion import ConversionRequest
 
 T = TypeVar("T")
@@ -72,9 +71,13 @@ def load_predictor(
     found = None
     if report is not None and report.kind != "onnx":
         found = conversion.find_converted(ConversionRequest(model, report.content, engine))
-    if found is not None:
-        return _with_own_batch_size(_load_converted(found, engine.threads))
-    loaded = _load(model, path, engine, partial(choose_outputs, chosen=model.outputs), report)
+    if found is None:
+        choose = partial(choose_outputs, chosen=model.outputs)
+        return _with_own_batch_size(_load(model, path, engine, choose, report))
+    from batchnorm_tool.models.backends.onnx_graph import GRAPH, converted_predictor
+
+    assert found.entry.facts is not None  # noqa: S101  (an entry without a cause has one)
+    loaded = converted_predictor(found.read(GRAPH), found.entry.facts, engine.threads)
     return _with_own_batch_size(loaded)
 
 
@@ -133,14 +136,6 @@ def _load(
 
             loaded = load_keras_model(model, path, choose)
     return ModelPredictor(loaded, *setup, pads=model.batch_dependent == "refuse")
-
-
-def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
-    from batchnorm_tool.models.backends import onnx_graph
-
-    assert found.entry.facts is not None  # noqa: S101  (an entry without a cause has one)
-    content = found.read(onnx_graph.GRAPH)
-    return onnx_graph.converted_predictor(content, found.entry.facts, threads)
 
 
 def _with_own_batch_size(predictor: ModelPredictor) -> ModelPredictor:

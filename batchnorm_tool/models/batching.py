@@ -198,7 +198,10 @@ class ModelPredictor:
             for field, result, got in zip(self.outputs, results, batch, strict=True):
                 check_shape(field.name, got, result.shape[1:])
                 result[start:stop] = got[: stop - start]
-        results = results or [_no_rows(field) for field in self.outputs]
+        results = results or [
+            np.empty((0, *(size or 0 for size in field.shape)), numpy_dtype(field.dtype))
+            for field in self.outputs
+        ]
         return {
             field.name: _widened(result)
             for field, result in zip(self.outputs, results, strict=True)
@@ -310,10 +313,6 @@ def _padded(array: np.ndarray, rows: int) -> np.ndarray:
     missing = rows - len(array)
     # With a real row, not zeros: what the model was never meant to see, it may fail at.
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
-
-
-def _no_rows(field: Field) -> np.ndarray:
-    return np.empty((0, *(length or 0 for length in field.shape)), numpy_dtype(field.dtype))
 
 
 def _widened(result: np.ndarray) -> np.ndarray:

@@ -81,7 +81,10 @@ class ConversionRequest:
     def key(self) -> Key:
         """All that a converted model and its proof depend on."""
         model, engine = self.model, self.engine
-        shared: Key = {"content": self.content, "layer": model.layer, "code": _code(model)}
+        trust = model.trust
+        classes = [] if trust is None or isinstance(trust, str) else trust.classes
+        code = {name: _code_sha256(name.partition(".")[0]) for name in sorted(classes)}
+        shared: Key = {"content": self.content, "layer": model.layer, "code": code}
         if self.purpose != "convert":
             versions = environment.versions((_LEGACY, "tensorflow", "batchnorm-tool"))
             return {**shared, "versions": versions}
@@ -225,13 +228,6 @@ def _missing(names: Sequence[str]) -> str | None:
     install = "`pip install 'batchnorm-tool[onnxruntime]'`"
     missing = (name for name in names if find_spec(name) is None)
     return next((f"{name} is not installed (install it with {install})" for name in missing), None)
-
-
-def _code(model: Model) -> dict[str, str | None]:
-    """Return hashes of the code of the classes that a job trusts."""
-    trust = model.trust
-    classes = [] if trust is None or isinstance(trust, str) else trust.classes
-    return {name: _code_sha256(name.partition(".")[0]) for name in sorted(classes)}
 
 
 @cache_results
