@@ -74,11 +74,12 @@ def _divided_by_peaks(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     """Divide each vector by its largest component: no power or sum of it leaves float32's range."""
     from keras import ops
 
-    peaks = ops.max(ops.abs(x), axis=axes, keepdims=True)
+    # Neither vectors nor norms depend on what is divided by first, and multiplied by at the end: it
+    # has no gradient, where a compiler may compute NaN for one.
+    peaks = ops.stop_gradient(ops.max(ops.abs(x), axis=axes, keepdims=True))
     is_zero = ops.less(peaks, _TINY)
     # Zeros never reach a division: behind one, `where` would hide NaN but not its gradient.
-    # Nothing depends on the divisor: its gradient is zero, where a compiler may compute NaN for it.
-    divisors = ops.stop_gradient(ops.where(is_zero, ops.ones_like(peaks), peaks))
+    divisors = ops.where(is_zero, ops.ones_like(peaks), peaks)
     quotients = ops.where(is_zero, ops.zeros_like(x), x / divisors)
     return quotients, ops.where(is_zero, ops.zeros_like(peaks), peaks)
 
