@@ -7,7 +7,7 @@ version. The audit is of what must hold of every refresh that is published, what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -105,20 +105,15 @@ class Vectors:
 
 
 def _measured_rows(keys: pa.Table, values: Float64s) -> Iterator[MeasuredRow]:
-    for key, value in zip(key_rows(keys), values, strict=True):
-        yield MeasuredRow(key_to_json(key), finite_or_none(float(value)))
+    for key, value in zip(keys_to_json(keys), values, strict=True):
+        yield MeasuredRow(key, finite_or_none(float(value)))
 
 
-def key_rows(keys: pa.Table) -> Iterator[dict[str, object]]:
-    """Yield the keys of rows by the names of their columns."""
-    columns = map(python_values, keys.columns)
-    return (dict(zip(keys.column_names, row, strict=True)) for row in zip(*columns, strict=True))
-
-
-def key_to_json(key: Mapping[str, object]) -> findings.Key:
-    """Return key values as JSON can hold them: numbers and text as they are, all else as text."""
-    kept = (bool, int, str)
-    return {name: value if isinstance(value, kept) else str(value) for name, value in key.items()}
+def keys_to_json(keys: pa.Table) -> Iterator[findings.Key]:
+    """Yield the keys of rows as JSON can hold them: numbers and text as they are, else as text."""
+    for row in zip(*map(python_values, keys.columns), strict=True):
+        held = (value if isinstance(value, bool | int | str) else str(value) for value in row)
+        yield dict(zip(keys.column_names, held, strict=True))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, InstanceOf
@@ -125,9 +125,7 @@ def _acceptance(stored: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshRecord:
-    """What stays of a refresh, of a rollback or of a candidate: one type, made once.
-
-    Every later step returns it completed; what a step says stands in its name.
+    """What stays of a refresh, of a rollback or of a candidate; each step completes a copy of it.
 
     Attributes:
         base: The version that was live before.
@@ -181,54 +179,6 @@ class RefreshRecord:
     def findings(self) -> tuple[Finding, ...]:
         """What the gate found."""
         return self.gate.findings if self.gate else ()
-
-    def judged(self, action: str, findings: Iterable[Finding]) -> Self:
-        """Take in what the gate found, and what a broken limit makes of the refresh."""
-        return replace(self, gate=GateRecord.of(action, findings))
-
-    def completed(
-        self, rows: RefreshRows, norms: dict[str, int | float | None], warnings: Iterable[str]
-    ) -> Self:
-        """Take in what the candidate came to."""
-        every = tuple(dict.fromkeys([*self.warnings, *warnings]))
-        return replace(self, rows=rows, norms=norms, warnings=every)
-
-    def waiting(self, reason: str, at: str) -> Self:
-        """Wait for a person, since a time."""
-        return replace(self, state=WAITING, reason=reason, finished=at)
-
-    def never_published(self, outcome: Literal["superseded", "discarded"]) -> Self:
-        """Give way to a later refresh, or to a rollback."""
-        return replace(self, state=outcome)
-
-    def approved(self, accepted: Acceptance | None) -> Self:
-        """Wait no more; ``accepted`` where a person decided so."""
-        return replace(self, reason=None, accepted=accepted)
-
-    def published(self, lance_version: int, at: str) -> Self:
-        """Become the version that readers get."""
-        return replace(self, state=PUBLISHED, lance_version=lance_version, finished=at)
-
-    def unchanged(self, live: RefreshRecord, at: str) -> Self:
-        """Find nothing to do: what is told beside the input is the live version's."""
-        return replace(
-            self,
-            kind=NOTHING,
-            state=live.state,
-            version=live.version,
-            norms=live.norms,
-            gate=live.gate,
-            finished=at,
-            rows=self.rows.still(live.rows),
-        )
-
-    def delivered(self, targets: Iterable[Outcome]) -> Self:
-        """Take in what became of the targets."""
-        return replace(self, targets=tuple(targets))
-
-    def timed(self, seconds: Mapping[str, float]) -> Self:
-        """Take in what the phases took until now."""
-        return replace(self, seconds=dict(seconds))
 
 
 @dataclass(frozen=True)

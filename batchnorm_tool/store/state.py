@@ -27,17 +27,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.formats.arrow_columns import is_any, plain_type, shape_of, with_children
+from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.gate.record import Hold, RefreshRecord
-from batchnorm_tool.gate.rows import RefreshRows
-from batchnorm_tool.inputs.row_hash import type_name
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.norms.norm import Norm
@@ -89,8 +87,6 @@ sample_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.sample.arrow".format
 replaced_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.replaced.npy".format
 quarantined_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.quarantined.arrow".format
 contract_path: Callable[[int], str] = f"{CONTRACTS}/{{:06d}}.json".format
-# Parquet, through which rows pass, gives these back as others: the values fit exactly.
-_THROUGH_PARQUET = {pa.date64(): pa.date32(), pa.time32("s"): pa.time32("ms")}
 
 
 @dataclass(frozen=True)
@@ -203,10 +199,6 @@ class StorePointer(SealedRecord):
         """Lance's number of the live version."""
         return None if self.live is None else self.versions[self.live]
 
-    def with_changes(self, **changes: Any) -> StorePointer:
-        """Return the same facts, but for these."""
-        return replace(self, **changes)
-
 
 @dataclass(frozen=True)
 class Basis(Record):
@@ -227,10 +219,6 @@ class StoredRecord(RefreshRecord, SealedRecord):
     keep: Keep | None
     files: tuple[FileRecord, ...] = ()
 
-    def with_files(self, files: Iterable[FileRecord]) -> StoredRecord:
-        """Take in the checksums of what the version has in the state."""
-        return replace(self, files=tuple(files))
-
     @property
     def index_base(self) -> FileRecord | None:
         """The file that is the base of the version's index, or would be that of the next one."""
@@ -242,29 +230,6 @@ class StoredRecord(RefreshRecord, SealedRecord):
         """SHA-256 of the version's contract; ``None`` where it has none."""
         path = contract_path(self.version)
         return next((file.sha256 for file in self.files if file.path == path), None)
-
-    def restored(self, version: int, live: StoredRecord, run_id: str, at: str) -> StoredRecord:
-        """Return what a rollback to this version begins with, as version ``version``."""
-        # Versions of the store from before such rows were kept remember none of them.
-        remembered = quarantined_path(self.version) in {file.path for file in self.files}
-        quarantined = self.rows.quarantined if remembered else 0
-        return replace(
-            self,
-            version=version,
-            base=live.version,
-            kind="rollback",
-            restores=self.version,
-            reason=None,
-            accepted=None,
-            run_id=run_id,
-            started=at,
-            rows=RefreshRows(stale=self.rows.stale, quarantined=quarantined, live=self.rows.live),
-            publish=live.publish,
-            keep=None,
-            seconds={},
-            warnings=(),
-            targets=(),
-        )
 
 
 @dataclass(frozen=True)
@@ -520,62 +485,3 @@ class Unfit:
     row: int
     column: str
     reason: str
-
-
-def stored_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return the type in which a store keeps a column: ``None`` where Lance or Parquet has none.
-
-    Example:
-        >>> stored_type(pa.list_(pa.date64())), stored_type(pa.month_day_nano_interval())
-        (ListType(list<item: date32[day]>), None)
-    """
-    kind = plain_type(kind)
-    if isinstance(kind, pa.BaseExtensionType):
-        storage = stored_type(kind.storage_type)
-        return kind if storage == kind.storage_type else storage
-    if pa.types.is_nested(kind):
-        return _nested_type(kind)
-    if kind == pa.timestamp("s", getattr(kind, "tz", None)):
-        return pa.timestamp("ms", kind.tz)
-    return None if pa.types.is_interval(kind) else _THROUGH_PARQUET.get(kind, kind)
-
-
-def _nested_type(kind: pa.DataType) -> pa.DataType | None:
-    children = [kind.field(place) for place in range(kind.num_fields)]
-    types = [held for child in children if (held := stored_type(child.type)) is not None]
-    if not types or len(types) < len(children) or pa.types.is_union(kind):
-        return None
-    if pa.types.is_map(kind):  # its children get their standard names: two writers differ in them
-        return pa.map_(*(entry.type for entry in types[0]))
-    if pa.types.is_fixed_size_list(kind) and not kind.list_size:
-        return None
-    if pa.types.is_fixed_size_list(kind) and not _has_width(types[0]):
-        return pa.list_(children[0].with_type(types[0]))  # Lance fails at those of texts or lists
-    fields = [child.with_type(held) for child, held in zip(children, types, strict=True)]
-    return with_children(kind, fields)
-
-
-def _has_width(kind: pa.DataType) -> bool:
-    types = pa.types
-    tests = types.is_primitive, types.is_decimal, types.is_fixed_size_binary
-    return is_any(kind, (*tests, types.is_fixed_size_list))
-
-
-def holds(stored: pa.DataType, kind: pa.DataType) -> bool:
-    """Tell whether a stored type takes the values of another: another encoding, or only nulls.
-
-    Example:
-        >>> holds(pa.string(), pa.large_string()), holds(pa.list_(pa.int8()), pa.list_(pa.null()))
-        (True, True)
-        >>> holds(pa.int64(), pa.int32())
-        False
-    """
-    # The hashes of rows see values, not encodings: the same holds of what a store takes.
-    if pa.types.is_null(kind) or type_name(stored) == type_name(kind):
-        return True
-    if not (pa.types.is_nested(kind) and stored.num_fields == kind.num_fields):
-        return False
-    pairs = [(stored.field(place), kind.field(place)) for place in range(kind.num_fields)]
-    if pa.types.is_struct(kind) and any(one.name != other.name for one, other in pairs):
-        return False
-    return type(stored) is type(kind) and all(holds(one.type, other.type) for one, other in pairs)

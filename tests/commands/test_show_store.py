@@ -64,7 +64,7 @@ def test_what_waits_and_holds_is_shown(path: str) -> None:
     gate = GateRecord("hold", passed=False, findings=())
     state.put_record(replace(record(3, 20, 3), reason="gate", started="x", gate=gate))
     hold = Hold("today", "rollback", 2)
-    state.put_pointer(state.pointer().with_changes(waiting=3, hold=hold))
+    state.put_pointer(replace(state.pointer(), waiting=3, hold=hold))
     facts = show(path).facts
     assert facts["hold"] == plain(hold)
     assert facts["waiting"] == {"version": 3, "reason": "gate", "started": "x", "gate": plain(gate)}

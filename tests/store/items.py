@@ -157,7 +157,8 @@ def switch(
     transaction.move_live_tag(state.path, lance_version)
     record_files(state.path, state.storage, versions.values())
     state.put_pointer(
-        facts.with_changes(
+        replace(
+            facts,
             next_version=version + 1,
             live=version,
             versions=versions,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_changes_survive_a_compaction(path: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(transaction, "_MOST_FRAGMENTS", 1)
     state = StoreDirectory(path)
     facts = state.pointer()
-    state.put_pointer(facts.with_changes(versions=transaction.compact(path, facts.versions)))
+    state.put_pointer(replace(facts, versions=transaction.compact(path, facts.versions)))
     assert told(path, 2) == ([item(2, 3), item(7, 3)], [{"id": 1}])
 
 

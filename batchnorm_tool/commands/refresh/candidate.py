@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,13 +21,11 @@ from batchnorm_tool.chunk import Reason, numbered
 from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
-from batchnorm_tool.commands.refresh.survey import LiveRows, Sampler, Survey, blas, row_audit
-from batchnorm_tool.commands.run.contracts import contract_of, find_canaries
-from batchnorm_tool.contract import Canary, Contract
-from batchnorm_tool.errors import BatchnormToolError, Damaged
+from batchnorm_tool.commands.refresh.survey import Survey, begin_survey, blas
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
-from batchnorm_tool.gate.output_limits import key_rows, key_to_json
+from batchnorm_tool.gate.output_limits import keys_to_json
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup, repeats
@@ -35,16 +33,14 @@ from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.manifest import Totals, existing_record
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.pipeline.repeats import REPEATS_PATH
 from batchnorm_tool.storage import STATE, TEMPORARY, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
-from batchnorm_tool.storage.files import fault_in
 from batchnorm_tool.store.index import (
     IS_QUARANTINED,
     IS_UNWANTED,
     KEY_ID,
-    IndexFile,
     IndexWriter,
     base_to_share,
     found_in_index,
@@ -64,7 +60,6 @@ from batchnorm_tool.store.state import (
     VERSION,
     StoreDirectory,
     StorePointer,
-    contract_path,
     index_path,
     is_good,
     is_quarantined,
@@ -140,27 +135,22 @@ class Assembly:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.shutdown(cancel_futures=True)
-        self._index.discard()
+        self._index.writer.discard()
 
     def take(self, number: int) -> None:
         """Take in a committed part, while others are worked on."""
         while self._under_way and self._under_way[0].done():
             # What failed is told now, not after hours of the model's work.
             self._under_way.popleft().result()
-        self._under_way.append(self._thread.submit(self._add_part, number))
+        part = self._staged.part(number)
+        self._under_way.append(self._thread.submit(self._write, part, new=True))
 
-    def finish(self, totals: Totals | None) -> tuple[Candidate, Survey]:
-        """Add all other rows, and keep the candidate; then what is spent is removed.
-
-        ``totals`` is what the model's work came to; ``None`` where it had nothing to do.
-        """
+    def finish(self, totals: Totals, warnings: Iterable[str]) -> tuple[Candidate, Survey]:
+        """Add all other rows, and keep the candidate; then what is spent is removed."""
         for each in (*self._under_way, self._thread.submit(self._add_rest)):
             each.result()
-        totals = totals or Totals()
         counts = totals.counts
         staged, state = self._staged, self._staged.state
-        warnings = [*totals.warnings]
-        put_contract(staged, totals, warnings.append)
         (index, distinct), statuses = self._index.commit(), self._index.statuses
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         keys = staged.plan.layout.key_schema
@@ -186,7 +176,7 @@ class Assembly:
             bad_rows=_first_bad(staged),
             keys=distinct,
             whole=before is None or staged.plan.new_space or before.schema != layout.schema,
-            warnings=tuple(warnings),
+            warnings=(*totals.warnings, *warnings),
             files=staged.files(self._written),
         )
         state.storage.put(CANDIDATE, candidate.to_json())
@@ -205,9 +195,6 @@ class Assembly:
             if self._survey.live:
                 self._survey.live.add(table)
         blas()  # found here, beside the model, and not while one core judges
-
-    def _add_part(self, number: int) -> None:
-        self._write(self._staged.part(number), new=True)
 
     def _add_rest(self) -> None:
         """Add rows with known vectors, those that keep theirs, and those that are remembered."""
@@ -230,31 +217,26 @@ class Assembly:
 
 
 class NextIndex:
-    """The index of the next version as it is written, with what is counted on the way.
+    """The index of the next version as it is written, with what is counted on the way."""
 
-    ``base`` is what it shares with the index before; see `base_to_share`.
-    """
-
-    def __init__(
-        self, storage: Storage, path: str, keys: pa.Schema, base: IndexFile | None = None
-    ) -> None:
+    def __init__(self, writer: IndexWriter) -> None:
         self.norms = NormStats()
         self.statuses = Counter[str]()
-        self._writer = IndexWriter(storage, path, keys, base)
+        self.writer = writer
         self._staying: list[np.ndarray] = []
         self._added = [np.empty((0, 2), np.uint64)]
-        self.columns = [name for name in self._writer.schema.names if name != KEY_ID]
+        self.columns = [name for name in self.writer.schema.names if name != KEY_ID]
 
     def keep(self, table: pa.Table, stays: np.ndarray) -> None:
         """Take over the next rows of the index before, ``bool[n]``; those that do not stay go."""
-        self._writer.keep(table, stays)
+        self.writer.keep(table, stays)
         self._staying.append(as_ids(bytes_of(table[KEY_ID])).compress(stays, axis=0))
         self._count(table[NORM].to_numpy()[stays], table[STATUS].filter(pa.array(stays)))
 
     def add(self, table: pa.Table) -> None:
         """Append rows, with all of `columns`."""
         if table.num_rows:
-            self._added.append(self._writer.add(table))
+            self._added.append(self.writer.add(table))
             self._count(table[NORM].to_numpy(), table[STATUS])
 
     def _count(self, norms: np.ndarray, statuses: pa.ChunkedArray) -> None:
@@ -264,15 +246,11 @@ class NextIndex:
 
     def commit(self) -> tuple[FileRecord, int]:
         """Let the index appear; also returns how many different keys it has."""
-        record = self._writer.commit()
+        record = self.writer.commit()
         added = np.concatenate(self._added)
         # Those that stay were audited together when they were written.
         again = len(IdLookup(added).among(self._staying)) if self._staying else 0
         return record, sum(map(len, self._staying)) + len(added) - len(repeats(added)) - again
-
-    def discard(self) -> None:
-        """Throw away what was not committed."""
-        self._writer.discard()
 
 
 @dataclass
@@ -305,39 +283,8 @@ def _beginning(statuses: Counter[str], start: str) -> int:
 
 def _first_bad(staged: StagedRows) -> tuple[FaultyRow, ...]:
     rows = staged.bad.slice(0, SHOWN_ROWS)
-    keys = key_rows(rows.select(list(staged.plan.layout.keys)))
-    reasons = rows[staged.reason].to_pylist()
-    return tuple(
-        FaultyRow(key_to_json(key), reason) for key, reason in zip(keys, reasons, strict=True)
-    )
-
-
-def put_contract(staged: StagedRows, totals: Totals, tell: Callable[[str], None]) -> None:
-    """Write the contract of the version; canary rows stay while their vectors do."""
-    state, plan, options = staged.state, staged.plan, staged.plan.job.contract
-    contract = contract_of(plan.job, plan.resolved, plan.identity)
-    known = map(state.contract, sorted(staged.pointer.versions, reverse=True))
-    canaries = next(filter(None, (_canaries_of(text, contract) for text in known)), ())
-    place = Storage(state.storage.root / SCORED)
-    scoring = Plan.from_json(place.get(PLAN_PATH))
-    if not canaries and scoring is not None:
-        canaries = find_canaries(scoring, place, totals.statistics, tell)
-    kept = [each if options.keys else replace(each, key=None) for each in canaries]
-    kept = kept[: options.canaries]
-    content = replace(contract, canaries=tuple(kept)).to_bytes()
-    state.storage.put(contract_path(staged.version), content)
-
-
-def _canaries_of(text: bytes | None, contract: Contract) -> tuple[Canary, ...]:
-    """Return the canary rows of another version, if they can stand in a contract."""
-    if text is None:
-        return ()
-    try:
-        other = Contract.from_bytes(text)
-    except BatchnormToolError:  # `verify` tells; new ones are made
-        return ()
-    facts = ((one.space, one.features, one.outputs) for one in (other, contract))
-    return other.canaries if next(facts) == next(facts) else ()
+    keys = keys_to_json(rows.select(list(staged.plan.layout.keys)))
+    return tuple(map(FaultyRow, keys, rows[staged.reason].to_pylist()))
 
 
 @dataclass(frozen=True)
@@ -366,7 +313,7 @@ class StagedRows:
         changes = added + int((~self.stays).sum())
         base = None if live is None else base_to_share(storage, index_path(live), changes)
         keys = self.plan.layout.key_schema
-        return NextIndex(storage, index_path(self.version), keys, base)
+        return NextIndex(IndexWriter(storage, index_path(self.version), keys, base))
 
     @property
     def dispositions(self) -> np.ndarray:
@@ -449,37 +396,13 @@ class StagedRows:
 
     def survey(self, rows: RefreshRows) -> Survey:
         """Return an empty survey for what is written."""
-        layout, before, whole = self.plan.layout, self.pointer.layout, self._whole_rows(rows)
-        new = Sampler(rows.new + rows.changed + rows.recomputed)
-        written, first = Sampler(whole, self._kept_sample).goes_on(), int(self.stays.sum())
-        live = None
-        if before and not self.plan.new_space:
-            path, version = self.state.path, self.pointer.lance_version
-            live = LiveRows(path, version, before, Sampler(whole, self._kept_sample), self.stays)
-        return Survey(layout, row_audit(layout), first, new, written, live)
-
-    @cached_property
-    def _kept_sample(self) -> pa.Table | None:
-        """The sample that was kept with the live version; ``None`` where that cannot be used."""
-        record = self.state.record(self.pointer.live)
-        if record is None or self.plan.new_space:
-            return None
-        path = sample_path(record.version)
-        known = [file for file in record.files if file.path == path]
-        # What is kept there has no checksum of its own.
-        if not known or fault_in(self.state.storage.root, known[0], "record")[0]:
-            return None
-        tables = [*self.state.read_rows(path)]
-        return pa.concat_tables(tables) if tables else None
+        return begin_survey(self.state, self.pointer, self.plan, self.stays, rows)
 
     def prepare(self, sample: pa.Table, *, whole: bool) -> None:
         """Keep the new version's sample for the next refresh, and look up what the merge needs."""
         self.state.write_rows(sample_path(self.version), sample.schema, [sample])
         if not whole:
             self.replaced  # noqa: B018
-
-    def _whole_rows(self, rows: RefreshRows) -> int:
-        return rows.live + rows.new - rows.vanished
 
     @cached_property
     def bad(self) -> pa.Table:
@@ -490,10 +413,7 @@ class StagedRows:
         return pa.concat_tables([schema.empty_table(), *found])
 
     def _quarantined_by_run(self) -> Iterator[pa.Table]:
-        directory, carried = (
-            f"{SCORED}/{STATE}/{QUARANTINE_DIRECTORY}",
-            self.plan.layout.staged.names,
-        )
+        directory, carried = f"{SCORED}/{QUARANTINE}", self.plan.layout.staged.names
         form = format_named("parquet")
         for name in self.state.storage.names(directory):
             path = str(self.state.storage.root / directory / name)
@@ -504,10 +424,7 @@ class StagedRows:
 
     @cached_property
     def _marks(self) -> np.ndarray:
-        """The marks of the bad rows in the live version, ``uint8[n]``; new ones count as set aside.
-
-        See `JudgedAgain.marks`.
-        """
+        """`JudgedAgain.marks` of the bad rows in the live version; new ones count as set aside."""
         marks = np.full(self.bad.num_rows, IS_QUARANTINED, np.uint8)
         # Reading the index takes long, and an ordinary refresh has no use for it.
         if self.bad.num_rows and self.pointer.live is not None:
@@ -553,9 +470,8 @@ class StagedRows:
         keys = table.select(list(layout.keys))
         at = self._live_addresses.find(key_ids(keys, layout.keys))
         check_found(self.state.path, keys, at)
-        version = self.pointer.lance_version
-        found = at_addresses(self.state.path, version, at, columns)
-        vectors = pa.concat_tables(found)
+        live = self.pointer.lance_version
+        vectors = pa.concat_tables(at_addresses(self.state.path, live, at, columns))
         for name, stored in zip((layout.vector, layout.norm, *more), columns, strict=True):
             kind = layout.schema.field(*layout.stored(name)).type
             table = table.append_column(name, vectors[stored].cast(kind))

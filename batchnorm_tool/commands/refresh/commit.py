@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from batchnorm_tool.commands.refresh.candidate import REMOVED, Candidate, Staged
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
-from batchnorm_tool.gate.record import NOTHING, Acceptance, Outcome
+from batchnorm_tool.gate.record import NOTHING, PUBLISHED, Acceptance, Outcome
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Publish
@@ -143,7 +143,8 @@ def switch(
 ) -> StorePointer:
     """Commit a prepared change, and make it the live version."""
     prepared.sync()
-    record = record.with_files(state.files_of(record.version, state.record(record.base)))
+    files = state.files_of(record.version, state.record(record.base))
+    record = replace(record, files=files)
     intent = Intent(uuid=prepared.uuid, record=record, after=after)
     # With all that follows the commit in it: after a kill nothing has to be worked out again, from
     # a job that may have changed.
@@ -185,7 +186,7 @@ def _renumber(
     state: StoreDirectory, pointer: StorePointer, versions: dict[int, int]
 ) -> StorePointer:
     """Note Lance's numbers of the kept versions after a compaction."""
-    after = pointer.with_changes(versions=versions)
+    after = replace(pointer, versions=versions)
     live, lance_version = after.live, after.lance_version
     assert live is not None and lance_version is not None  # noqa: PT018, S101  (it was compacted)
     transaction.tag(state.path, live, lance_version)
@@ -200,13 +201,14 @@ def _finish(
 ) -> StorePointer:
     """Do all that follows a commit; may be repeated after a kill at any point of it."""
     version = record.version
-    pointer = after.with_changes(versions={**after.versions, version: lance_version})
+    pointer = replace(after, versions={**after.versions, version: lance_version})
     transaction.tag(state.path, version, lance_version)
     transaction.move_live_tag(state.path, lance_version)
     _note_files(state, pointer)
     state.switch_contract(version)
     # The record before the pointer: a live version always has one.
-    state.put_record(record.published(lance_version, now()))
+    record = replace(record, state=PUBLISHED, lance_version=lance_version, finished=now())
+    state.put_record(record)
     state.put_pointer(pointer)
     # Last: as long as the intent is there, all of this is done again after a kill.
     state.discard_uncommitted(pointer)
@@ -225,7 +227,7 @@ def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep
     # A kill between Lance's commit and our note would leave a newest version that is not known.
     state.storage.put(INTENT, Intent(compacts=pointer.lance_version).to_json())
     if kept != pointer.versions:
-        pointer = pointer.with_changes(versions=kept)
+        pointer = replace(pointer, versions=kept)
         state.put_pointer(pointer)
     compacted = transaction.compact(state.path, pointer.versions)
     if compacted != pointer.versions:
@@ -268,7 +270,8 @@ def publish_candidate(
 ) -> RefreshResult:
     """Make a candidate the live version, and bring the targets to it."""
     state, plan = staging.state, staging.plan
-    record = record.approved(accepted).timed(staging.timings.seconds)
+    seconds = dict(staging.timings.seconds)
+    record = replace(record, reason=None, accepted=accepted, seconds=seconds)
     with staging.timings.phase("merge"):
         after = _pointer_after(staging, candidate.version, accepted=accepted is not None)
         pointer = merge(staged, after, record, whole=candidate.whole)
@@ -286,7 +289,8 @@ def deliver_published(
     with timings.phase("targets"):
         outcomes = deliver_live(state, pointer, targets)
     # What the phases after the commit took is known only now.
-    record = state.existing_record(pointer.live or 0).delivered(outcomes).timed(timings.seconds)
+    record = state.existing_record(pointer.live or 0)
+    record = replace(record, targets=outcomes, seconds=dict(timings.seconds))
     state.put_record(record)
     return finish_refresh(state, record, keep, timings)
 
@@ -294,7 +298,8 @@ def deliver_published(
 def _pointer_after(staging: Staging, version: int, *, accepted: bool) -> StorePointer:
     """Return what stands in the store when the version is live, but for Lance's number of it."""
     pointer, plan = staging.pointer, staging.plan
-    return pointer.with_changes(
+    return replace(
+        pointer,
         next_version=max(pointer.next_version, version + 1),
         live=version,
         waiting=None,
@@ -337,7 +342,7 @@ def deliver_again(state: StoreDirectory, pointer: StorePointer) -> RefreshResult
     publish.check_targets(targets)
     state.discard_uncommitted(pointer)
     outcomes = deliver_live(state, pointer, targets)
-    return finish_refresh(state, record.delivered(outcomes), record.keep, None)
+    return finish_refresh(state, replace(record, targets=outcomes), record.keep, None)
 
 
 def _is_over(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> bool:
@@ -364,7 +369,7 @@ def finish_refresh(
     if keep is not None and (record.kind != NOTHING or _is_over(state, pointer, keep)):
         with timings.phase("cleanup"):
             remove_old_versions(state, pointer, keep)
-    record = record.timed(timings.seconds)
+    record = replace(record, seconds=dict(timings.seconds))
     if record.kind != NOTHING:
         state.put_record(record)
     result = RefreshResult(state.path, record)

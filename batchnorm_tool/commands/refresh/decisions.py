@@ -6,7 +6,7 @@ import getpass
 import os
 import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, 
 from batchnorm_tool.commands.refresh.staging import discard_staged, resume, staged_fault
 from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.gate.record import Acceptance, History, Hold
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_targets, lagging
 from batchnorm_tool.readers.vectors import checked_whole
@@ -32,6 +33,7 @@ from batchnorm_tool.store.state import (
     FEATURE_HASH,
     STAGING_PATH,
     STATUS,
+    Basis,
     StoreDirectory,
     StoredRecord,
     StorePointer,
@@ -170,7 +172,7 @@ def end_hold(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> Rele
         commit.recover(state)
         pointer = state.pointer()
         if pointer.hold is not None:
-            state.put_pointer(pointer.with_changes(hold=None))
+            state.put_pointer(replace(pointer, hold=None))
         return Released(state.path, pointer.hold is not None, pointer.live, pointer.waiting)
 
 
@@ -267,22 +269,44 @@ class _Rollback:
         targets = commit.published_to(live)
         check_targets(targets)
         self.pointer = discard_staged(state, self.pointer, "discarded")
-        version, run_id = self.pointer.next_version, secrets.token_hex(8)
-        record = restored.restored(version, live, run_id, now())
+        version, record = self.pointer.next_version, self._record(restored, live)
         with self.timings.phase("merge"):
             self._write_index(restored.basis.layout)
             self._write_replaced()
             state.storage.link(contract_path(self.target), contract_path(version))
             prepared = prepare_restore(state.path, self.pointer.versions[self.target])
-            pointer = commit.switch(state, prepared, self._after(restored), record)
+            pointer = commit.switch(state, prepared, self._after(restored.basis), record)
         return commit.deliver_published(state, pointer, targets, None, self.timings)
 
-    def _after(self, restored: StoredRecord) -> StorePointer:
+    def _record(self, restored: StoredRecord, live: StoredRecord) -> StoredRecord:
+        # Versions of the store from before such rows were kept remember none of them.
+        aside = quarantined_path(self.target) in {file.path for file in restored.files}
+        rows = restored.rows
+        return replace(
+            restored,
+            version=self.pointer.next_version,
+            base=live.version,
+            kind="rollback",
+            restores=self.target,
+            reason=None,
+            accepted=None,
+            run_id=secrets.token_hex(8),
+            started=now(),
+            rows=RefreshRows(
+                stale=rows.stale, quarantined=rows.quarantined if aside else 0, live=rows.live
+            ),
+            publish=live.publish,
+            keep=None,
+            seconds={},
+            warnings=(),
+            targets=(),
+        )
+
+    def _after(self, basis: Basis) -> StorePointer:
         version = self.pointer.next_version
         hold = Hold(now(), f"rollback to version {self.target}", version)
-        return self.pointer.with_changes(
-            next_version=version + 1, live=version, hold=hold, **vars(restored.basis)
-        )
+        changes = {"next_version": version + 1, "live": version, "hold": hold, **vars(basis)}
+        return replace(self.pointer, **changes)
 
     def _write_index(self, layout: StoreSchema) -> None:
         """Write the index of the restored version from its rows, and those set aside."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows
@@ -18,7 +19,14 @@ from batchnorm_tool.errors import Held, Lines
 from batchnorm_tool.features.statistics import InputSummary
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
-from batchnorm_tool.gate.record import WAITING, Acceptance, FileOfInput, InputRecord, ModelRecord
+from batchnorm_tool.gate.record import (
+    WAITING,
+    Acceptance,
+    FileOfInput,
+    GateRecord,
+    InputRecord,
+    ModelRecord,
+)
 from batchnorm_tool.norms.stats import NormStats, finite_or_none, quantile_column
 from batchnorm_tool.store.state import STAGING, Basis, StoredRecord
 
@@ -116,7 +124,8 @@ def conclude(
     plan, live = staging.plan, staging.state.record(staging.pointer.live)
     with staging.timings.phase("gate"):
         findings = evaluate_input(plan, difference, live)
-    record = record.judged(plan.job.gate.action, findings)
+    action = plan.job.gate.action
+    record = replace(record, gate=GateRecord.of(action, findings))
     # Before the model runs: hours of work may depend on an input that has to be fixed.
     if _stops(staging, findings) and accepted is None:
         raise await_approval(staging, record, "gate", findings)
@@ -132,8 +141,13 @@ def conclude(
             found = evaluate_output(staged, candidate, survey)
         prepared.result()
     findings += found
-    record = record.judged(plan.job.gate.action, findings)
-    record = record.completed(candidate.rows, _norm_figures(candidate.norms), candidate.warnings)
+    record = replace(
+        record,
+        gate=GateRecord.of(action, findings),
+        rows=candidate.rows,
+        norms=_norm_figures(candidate.norms),
+        warnings=tuple(dict.fromkeys([*record.warnings, *candidate.warnings])),
+    )
     # An audit is never waived: what it finds is a fault of ours or of a disk.
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted is not None)
@@ -177,17 +191,23 @@ def await_approval(
 ) -> Held:
     """Let a refresh wait: its record says why, and its version is given away."""
     state, pointer, version = staging.state, staging.pointer, record.version
-    record = record.waiting(reason, now()).timed(staging.timings.seconds)
-    before = state.record(record.base)
-    record = record.with_files(state.files_of(version, before, [STAGING]))
+    seconds = staging.timings.seconds
+    record = replace(
+        record,
+        state=WAITING,
+        reason=reason,
+        finished=now(),
+        seconds=dict(seconds),
+        files=state.files_of(version, state.record(record.base), [STAGING]),
+    )
     state.put_record(record)
     next_version = max(pointer.next_version, version + 1)
-    pointer = pointer.with_changes(waiting=version, next_version=next_version)
+    pointer = replace(pointer, waiting=version, next_version=next_version)
     state.put_pointer(pointer)
     # A target may be behind the live version, whatever becomes of this refresh.
     with staging.timings.phase("targets"):
         targets = deliver_live(state, pointer, staging.plan.job.publish, was_live=True)
-    record = record.delivered(targets).timed(staging.timings.seconds)
+    record = replace(record, targets=targets, seconds=dict(seconds))
     return Held(_why(staging, reason, version, findings), RefreshResult(state.path, record))
 
 

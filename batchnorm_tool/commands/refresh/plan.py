@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -25,11 +24,8 @@ from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.job import Job, Store
 from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.models.batching import IdentityPredictor, Predictor
-from batchnorm_tool.norms.normalization import Normalization
-from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.differences import differences
-from batchnorm_tool.pipeline.output_schema import StoredOutput
 from batchnorm_tool.pipeline.plan import (
     Identity,
     ResolvedOptions,
@@ -42,16 +38,9 @@ from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.publish import check_layout, find_unfit, prepare
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import Record, stored_as
+from batchnorm_tool.store.columns import store_layout
 from batchnorm_tool.store.index import JudgedAgain
-from batchnorm_tool.store.state import (
-    BOOKKEEPING,
-    QUARANTINED,
-    STALE,
-    StorePointer,
-    StoreSchema,
-    holds,
-    stored_type,
-)
+from batchnorm_tool.store.state import QUARANTINED, STALE, StorePointer, StoreSchema
 
 # A store holds one finite vector for each row, so that some policies for a bad row make no sense
 # there. What a store needs of these keys: no row without a vector.
@@ -68,15 +57,6 @@ _LEAST_ROWS = 4096
 _NORMS = ("norm", "p", "outputs", "axis")
 # What another library or device may not find of a row.
 _OF_PREDICTIONS = {*POLICIES} - INPUT_REASONS | {Reason.MODEL_FAILURE}
-# Names that Lance keeps for itself, and those that it can find again.
-_OF_LANCE = (
-    "_rowid",
-    "_rowaddr",
-    "_rowoffset",
-    "_row_created_at_version",
-    "_row_last_updated_at_version",
-)
-_NAME = re.compile(r"[^.`\0]+")
 
 
 @dataclass(frozen=True)
@@ -210,7 +190,7 @@ def make_plan(  # noqa: PLR0913  (two of them are flags of the command)
     preparation = Preparation(job, least_rows=_LEAST_ROWS, progress=progress or SilentProgress())
     resolved, request, notes = _choices(preparation, pointer, staged, fits=fits)
     identity = identify(preparation.job, resolved, preparation.table.files, None)
-    rows = store_layout(preparation.job, resolved, pointer.layout)
+    rows = store_layout(preparation.job, store_of(job), resolved, pointer.layout)
     new_space, recompute, more = _compared(job, identity, rows, pointer)
     notes = (*notes, *more)
     if recompute and store_of(job).mode == "delta":
@@ -412,116 +392,3 @@ def _of_group(live: Identity, current: Identity, group: str) -> str:
     """Return what differs in one group of two identities, in words."""
     others: dict[str, Any] = {group: getattr(current, group)}
     return ", ".join(differences(live, replace(live, **others)))
-
-
-def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None) -> StoreSchema:
-    """Return the columns of the store that a refresh leaves behind, after those of ``before``.
-
-    A column with the same values in another encoding, as another program writes it, keeps its type.
-    """
-    output = _only_output(resolved.layouts(job))
-    carried = [_as_before(_kept(field), before) for field in resolved.carried]
-    keys = output_schema.key_columns(job.input)
-    by_name = {field.name: field for field in carried}
-    rest = [field for field in carried if field.name not in keys]
-    vector = output_schema.stored_field(output, (output.stored_width,))
-    norm = pa.field(output.norm_column, pa.float64())
-    store = store_of(job)
-    names = tuple(name for _, name in store.columns)
-    ours = [field.with_name(name) for field, name in zip(BOOKKEEPING, names, strict=True)]
-    fields = [*(by_name[name] for name in keys), vector, norm, *ours, *rest]
-    keys_of = {vector.name: "output.columns.vector", norm.name: "output.columns.norm"}
-    keys_of |= {name: f"store.columns.{key}" for key, name in store.columns}
-    _check_names([field.name for field in fields], keys_of)
-    is_plain = output.normalization == Normalization(output.norm)
-    rows = StoreSchema(
-        keys=keys,
-        passthrough=tuple(field.name for field in rest),
-        vector=vector.name,
-        norm=norm.name,
-        norm_label=output.norm.label,
-        schema=pa.schema(fields),
-        bookkeeping=names,
-        output=None if is_plain else StoredOutput.of(output),
-    )
-    if before is not None:
-        _check_keys(rows, before)
-        if store.mode == "delta":
-            _check_types(rows, before)
-    return rows
-
-
-def _kept(field: pa.Field) -> pa.Field:
-    """Return a column as a store keeps it."""
-    kind = stored_type(field.type)
-    if kind is None:
-        raise InputError(
-            f"The column `{field.name}` cannot be stored. Expected a type that Lance and Parquet "
-            f"support. Received: {field.type}. Write it as numbers, text or lists, or remove it "
-            "from `input.passthrough`."
-        )
-    return pa.field(field.name, kind)
-
-
-def _as_before(field: pa.Field, before: StoreSchema | None) -> pa.Field:
-    """Return a column with the type that it has in the store, where that takes all its values."""
-    if before is None or field.name not in before.carried.names:
-        return field
-    stored = before.schema.field(field.name)
-    is_taken = holds(stored.type, field.type) or stored_type(stored.type) == field.type
-    return stored if is_taken else field
-
-
-def _only_output(outputs: Sequence[OutputSpec]) -> OutputSpec:
-    output = outputs[0]
-    if len(outputs) > 1 or output.vectors > 1 or output.norm_per_vector:
-        shapes = "; ".join(f"`{one.name}` of shape {one.shape}" for one in outputs)
-        raise JobError(
-            "A store holds one vector for each row. Expected one output with one axis. "
-            f"Received: {shapes}. Choose one with `model.outputs`, or set `normalize.axis: all`."
-        )
-    return output
-
-
-def _check_names(names: list[str], ours: dict[str, str]) -> None:
-    """Refuse names that a dataset cannot have; ``ours`` tells which key of the job renames one."""
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise JobError(
-            f"Two columns of the store would be named `{twice}`. Expected: unique names. "
-            f"Received: {', '.join(names)}. Rename the store's own with "
-            f"`--set {ours[twice]}=NAME`, or remove the other from `input.passthrough`."
-        )
-    wrong = next((name for name in names if name in _OF_LANCE or not _NAME.fullmatch(name)), None)
-    if wrong is not None:
-        raise JobError(
-            f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that Lance "
-            f"does not reserve ({', '.join(_OF_LANCE)}), without a dot, backtick or NUL. "
-            f"Received: {', '.join(names)}. Rename the column in the input, or remove it from "
-            "`input.passthrough`."
-        )
-
-
-def _check_keys(rows: StoreSchema, before: StoreSchema) -> None:
-    if before.key_schema != rows.key_schema:
-        expected, received = (
-            ", ".join(f"`{field.name}` ({field.type})" for field in schema)
-            for schema in (before.key_schema, rows.key_schema)
-        )
-        raise InputError(
-            f"`input.key`: the store has a different key. Expected {expected}. "
-            f"Received: {received}. Use the same key, or start a new store with another "
-            "`store.path`."
-        )
-
-
-def _check_types(rows: StoreSchema, before: StoreSchema) -> None:
-    """Refuse a column of another type in a delta: rows that it lacks keep their values."""
-    for name in {*before.passthrough} & {*rows.passthrough}:
-        expected, received = (each.schema.field(name).type for each in (before, rows))
-        if not holds(received, expected):
-            raise InputError(
-                f"`store.mode: delta`, column `{name}`: rows that are not in the input keep their "
-                f"values. Expected: {expected}. Received: {received}. Write the column with its "
-                "type in the store, or provide all rows once, with `--set store.mode=full`."
-            )

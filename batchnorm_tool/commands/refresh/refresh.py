@@ -25,7 +25,7 @@ from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_stag
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats.parquet import close_cached_files
-from batchnorm_tool.gate.record import GateRecord
+from batchnorm_tool.gate.record import NOTHING, GateRecord
 from batchnorm_tool.job import Job, check_job
 from batchnorm_tool.publish import check_layout, check_targets, forget
 from batchnorm_tool.storage import Storage
@@ -185,5 +185,16 @@ def _finish_unchanged(
     live = state.existing_record(pointer.live or 0)
     with staging.timings.phase("targets"):
         targets = commit.deliver_live(state, pointer, staging.plan.job.publish, was_live=True)
-    record = record.unchanged(live, now()).delivered(targets)
+    # What is told beside the input is the live version's.
+    record = replace(
+        record,
+        kind=NOTHING,
+        state=live.state,
+        version=live.version,
+        norms=live.norms,
+        gate=live.gate,
+        finished=now(),
+        rows=record.rows.still(live.rows),
+        targets=targets,
+    )
     return commit.finish_refresh(state, record, staging.plan.store.keep, staging.timings)

@@ -28,10 +28,12 @@ from batchnorm_tool.commands.refresh.changes.source import Callbacks
 from batchnorm_tool.commands.refresh.plan import ALLOWED, RefreshPlan
 from batchnorm_tool.commands.refresh.record import PhaseTimings, now
 from batchnorm_tool.commands.refresh.survey import Survey
+from batchnorm_tool.commands.run.contracts import contract_of, find_canaries
 from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.run import result_warnings
+from batchnorm_tool.contract import Canary, Contract
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import BadRows, Lines, WorkFailed
+from batchnorm_tool.errors import BadRows, BatchnormToolError, Lines, WorkFailed
 from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.gate.record import WAITING
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
@@ -57,6 +59,7 @@ from batchnorm_tool.store.state import (
     StoreDirectory,
     StorePointer,
     StoreSchema,
+    contract_path,
     index_path,
     sample_path,
 )
@@ -123,13 +126,13 @@ class Staging:
                 return found, staged.surveyed(difference.counts)
         waits = self.state.record(self.pointer.waiting)
         if waits is not None:  # what is staged changes from here on
-            self.state.put_record(waits.with_files(()))
+            self.state.put_record(replace(waits, files=()))
         with Assembly(staged, difference.counts) as assembly:
             self._reuse()
             with self.timings.phase("prediction"):
                 totals = score(self.state, self.plan, difference, self.progress, assembly.take)
             with self.timings.phase("candidate"):
-                return assembly.finish(totals)
+                return assembly.finish(totals, put_contract(staged, totals))
 
     def _reuse(self) -> None:
         """Unstage rows whose vectors the store has, before a run reads them."""
@@ -222,11 +225,11 @@ def discard_staged(
     for version in {pointer.waiting or 0, pointer.next_version}:
         record = state.record(version)
         if record is not None and record.state == WAITING:
-            state.put_record(record.never_published(outcome))
+            state.put_record(replace(record, state=outcome))
     # First: what is staged under a number must not be found under another one.
     state.storage.remove(STAGING)
     if pointer.waiting is not None:
-        pointer = pointer.with_changes(waiting=None)
+        pointer = replace(pointer, waiting=None)
         state.put_pointer(pointer)
     state.discard_uncommitted(pointer)
     return pointer
@@ -327,13 +330,13 @@ def score(
     difference: ChangeSet,
     progress: Progress,
     take: Callable[[int], None],
-) -> Totals | None:
-    """Predict and normalize what is staged; ``None`` where nothing is.
+) -> Totals:
+    """Predict and normalize what is staged, if anything is.
 
     ``take`` is called with the number of each part, in order, once it is committed.
     """
     if not state.rows_in(CHANGED):
-        return None
+        return Totals()
     place = Storage(state.storage.root / SCORED)
     model = plan.open_model()
     scoring = scoring_plan(state, plan, difference, model)
@@ -348,6 +351,39 @@ def score(
     totals = total(place, range(scoring.part_count))
     totals.warnings = result_warnings(scoring, totals)
     return totals
+
+
+def put_contract(staged: StagedRows, totals: Totals) -> list[str]:
+    """Write the contract of the version; canary rows stay while their vectors do.
+
+    Returns:
+        What a person should know of it.
+    """
+    state, plan, options = staged.state, staged.plan, staged.plan.job.contract
+    contract = contract_of(plan.job, plan.resolved, plan.identity)
+    known = map(state.contract, sorted(staged.pointer.versions, reverse=True))
+    canaries = next(filter(None, (_canaries_of(text, contract) for text in known)), ())
+    place = Storage(state.storage.root / SCORED)
+    scoring = Plan.from_json(place.get(PLAN_PATH))
+    warnings: list[str] = []
+    if not canaries and scoring is not None:
+        canaries = find_canaries(scoring, place, totals.statistics, warnings.append)
+    kept = [each if options.keys else replace(each, key=None) for each in canaries]
+    content = replace(contract, canaries=tuple(kept[: options.canaries])).to_bytes()
+    state.storage.put(contract_path(staged.version), content)
+    return warnings
+
+
+def _canaries_of(text: bytes | None, contract: Contract) -> tuple[Canary, ...]:
+    """Return the canary rows of another version, if they can stand in a contract."""
+    if text is None:
+        return ()
+    try:
+        other = Contract.from_bytes(text)
+    except BatchnormToolError:  # `verify` tells; new ones are made
+        return ()
+    facts = ((one.space, one.features, one.outputs) for one in (other, contract))
+    return other.canaries if next(facts) == next(facts) else ()
 
 
 def _staged_hashes(state: StoreDirectory) -> Iterator[tuple[int, np.ndarray]]:

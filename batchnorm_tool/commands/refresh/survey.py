@@ -10,12 +10,23 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import ThreadpoolController
 
+from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate.output_limits import RowAudit, Vectors
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.pipeline.output_schema import decoded_rows
+from batchnorm_tool.storage.files import fault_in
 from batchnorm_tool.store.rows import take_by_key
-from batchnorm_tool.store.state import NORM, STATUS, StoreSchema, is_quarantined
+from batchnorm_tool.store.state import (
+    NORM,
+    STATUS,
+    StoreDirectory,
+    StorePointer,
+    StoreSchema,
+    is_quarantined,
+    sample_path,
+)
 
 SAMPLE_ROWS = 10_000
 """Rows whose vectors are compared: a mean is then within 1 % of a standard deviation."""
@@ -199,6 +210,44 @@ class Survey:
         """A sample of the rows whose vectors are new."""
         rows = self.new.rows(sample_schema(self.layout, self.new.step))
         return vectors_of(rows, self.new.norms(), self.layout)
+
+
+def begin_survey(
+    state: StoreDirectory,
+    pointer: StorePointer,
+    plan: RefreshPlan,
+    stays: np.ndarray,
+    rows: RefreshRows,
+) -> Survey:
+    """Return an empty survey for what a refresh writes.
+
+    ``stays``, ``bool[n]``, tells which rows of the live index stay as they are.
+    """
+    layout, before = plan.layout, pointer.layout
+    whole, kept = rows.live + rows.new - rows.vanished, _kept_sample(state, pointer, plan)
+    live = None
+    if before and not plan.new_space:
+        sampler = Sampler(whole, kept)
+        live = LiveRows(state.path, pointer.lance_version, before, sampler, stays)
+    new = Sampler(rows.new + rows.changed + rows.recomputed)
+    written, first = Sampler(whole, kept).goes_on(), int(stays.sum())
+    return Survey(layout, row_audit(layout), first, new, written, live)
+
+
+def _kept_sample(
+    state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan
+) -> pa.Table | None:
+    """Return the sample that was kept with the live version; ``None`` if it cannot be used."""
+    record = state.record(pointer.live)
+    if record is None or plan.new_space:
+        return None
+    path = sample_path(record.version)
+    known = [file for file in record.files if file.path == path]
+    # What is kept there has no checksum of its own.
+    if not known or fault_in(state.storage.root, known[0], "record")[0]:
+        return None
+    tables = [*state.read_rows(path)]
+    return pa.concat_tables(tables) if tables else None
 
 
 def row_audit(layout: StoreSchema) -> RowAudit:

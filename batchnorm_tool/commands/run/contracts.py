@@ -15,7 +15,7 @@ from batchnorm_tool.contract import Canary, Contract, ContractFeature, ContractM
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, capture_warnings
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import regrouped, rows_of
-from batchnorm_tool.gate.output_limits import key_rows, key_to_json
+from batchnorm_tool.gate.output_limits import keys_to_json
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.output_spec import OutputSpec
@@ -170,7 +170,7 @@ class CanarySearch:
             {name: array[origin, ...] for name, array in chunk.features.items()},
             {one.name: stored[one.vector_column].reshape(one.stored_shape) for one in outputs},
             {one.name: stored[one.norm_column] for one in outputs},
-            key_to_json(next(key_rows(keys))) if self.plan.job.contract.keys else None,
+            next(keys_to_json(keys)) if self.plan.job.contract.keys else None,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -325,7 +326,8 @@ def test_a_rollback_counts_no_rows_that_nobody_remembers(nightly: Nightly) -> No
     nightly.night({**FIRST, 5: 1})
     record = nightly.state.existing_record(1)  # as versions of this tool that kept none left it
     kept = quarantined_path(1)
-    nightly.state.put_record(record.with_files(f for f in record.files if f.path != kept))
+    files = tuple(file for file in record.files if file.path != kept)
+    nightly.state.put_record(replace(record, files=files))
     nightly.state.storage.remove(kept)
     found = rollback(nightly.store, 1)
     assert (found.rows["quarantined"], found.rows["live"]) == (0, len(index(nightly))) == (0, 19)

@@ -121,7 +121,7 @@ def test_a_missing_record_is_found(path: str) -> None:
 
 def test_a_candidate_has_a_record(path: str) -> None:
     state = StoreDirectory(path)
-    state.put_pointer(state.pointer().with_changes(waiting=3))
+    state.put_pointer(replace(state.pointer(), waiting=3))
     assert "Version 3 should be waiting, but its record says: None." in found(path)
     state.put_record(replace(record(3, 20, 3), state="waiting"))
     assert verify(path).rows == 20
@@ -153,7 +153,7 @@ def rewritten(path: str, change: Callable[[list[Row]], None]) -> None:
     transaction.move_live_tag(path, lance_version)
     transaction.clean_up(path, {2})
     record_files(path, state.storage, versions.values())
-    state.put_pointer(state.pointer().with_changes(versions=versions))
+    state.put_pointer(replace(state.pointer(), versions=versions))
 
 
 def put(name: str, value: Any) -> Callable[[list[Row]], None]:

@@ -21,8 +21,9 @@ from batchnorm_tool.inputs.row_hash import feature_hashes, passthrough_hashes
 from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
 from batchnorm_tool.storage import Storage
+from batchnorm_tool.store.columns import stored_type
 from batchnorm_tool.store.index import IndexWriter, fixed_binary
-from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS, stored_type
+from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS
 
 INDEX = "index/000001.parquet"
 TWO_FLOATS = (Field("x", (2,), "float32"),)
