@@ -74,21 +74,18 @@ def _share_findings(
         allowed = getattr(limits, name)
         if allowed is None:
             continue
+        limit, rows, live = f"gate.input.{name}", getattr(counts, name), counts.live
         # Rows vanish from any space alike.
         why = _incomparable(counts, new_space=new_space and name != "vanished")
         if why:
-            yield not_evaluated(f"gate.input.{name}", "input", allowed, why)
-        else:
-            yield _share_finding(name, allowed, getattr(counts, name), counts.live)
-
-
-def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Finding:
-    share = rows / live_rows
-    what = (
-        f"{plural(rows, f'{name} row')}, {percent(share, 2)} of {plural(live_rows, 'live row')}; "
-        f"at most {percent(allowed, 2)} allowed."
-    )
-    return Finding(f"gate.input.{name}", "input", share, allowed, share <= allowed, what)
+            yield not_evaluated(limit, "input", allowed, why)
+            continue
+        share = rows / live
+        what = (
+            f"{plural(rows, f'{name} row')}, {percent(share, 2)} of {plural(live, 'live row')}; "
+            f"at most {percent(allowed, 2)} allowed."
+        )
+        yield Finding(limit, "input", share, allowed, share <= allowed, what)
 
 
 def _feature_findings(

@@ -42,7 +42,7 @@ class ParquetSnapshot(DirectoryTarget):
     def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Write the snapshot of a version, and point to it."""
         directory = _directory(publication.version)
-        document = storage.get(_manifest_path(publication.version))
+        document = storage.get(manifest_path(publication.version))
         found = DirectoryManifest.from_document(document)
         # Its manifest is written after its directory.
         if found is None or not found.holds(publication):
@@ -53,7 +53,7 @@ class ParquetSnapshot(DirectoryTarget):
         return {"path": directory}
 
     def _remove(self, storage: Storage, version: int) -> None:
-        storage.remove(_manifest_path(version))
+        storage.remove(manifest_path(version))
         storage.remove(_contract_path(version))
         super()._remove(storage, version)
 
@@ -65,14 +65,15 @@ def _write(storage: Storage, publication: Publication, directory: str) -> None:
     directories.publish_directory(storage, directory)
     directories.put_contract(storage, _contract_path(publication.version), publication)
     document = DirectoryManifest.of(publication, records, staged).to_document()
-    storage.put(_manifest_path(publication.version), document)
+    storage.put(manifest_path(publication.version), document)
 
 
 def _directory(version: int) -> str:
     return f"{VERSIONS}/{version}"
 
 
-def _manifest_path(version: int) -> str:
+def manifest_path(version: int) -> str:
+    """Say where the manifest of a version lies."""
     return f"{VERSIONS}/{version}.json"
 
 

@@ -151,10 +151,6 @@ class LiveIndex:
     def __len__(self) -> int:
         return len(self.places)
 
-    def lookup(self, ids: np.ndarray) -> np.ndarray:
-        """Return the row of the index that has each key, ``int64[m]``; -1 for none."""
-        return self.places.find(ids)
-
 
 @dataclass(frozen=True)
 class IndexFile:

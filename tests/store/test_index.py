@@ -79,9 +79,9 @@ def test_every_key_is_found_where_it_was_written(storage: Storage, keys: pa.Arra
     live = LiveIndex.load(storage, PATH)
     ids = key_ids(table, ["id"])
     assert len(live) == index_rows(storage, PATH) == 3
-    assert live.lookup(ids).tolist() == [0, 1, 2]
-    assert live.lookup(ids[::-1]).tolist() == [2, 1, 0]
-    assert live.lookup(ids + np.uint64(3)).tolist() == [-1, -1, -1]
+    assert live.places.find(ids).tolist() == [0, 1, 2]
+    assert live.places.find(ids[::-1]).tolist() == [2, 1, 0]
+    assert live.places.find(ids + np.uint64(3)).tolist() == [-1, -1, -1]
     assert live.marks.tolist() == [0, 0, IS_QUARANTINED]
     assert live.feature_hash.ravel().tolist() == list(range(48))
     assert live.passthrough_hash.ravel().tolist() == list(range(24))
@@ -113,9 +113,10 @@ def test_many_rows_over_several_row_groups(
     write(storage, table.slice(0, 7), table.slice(7))
     assert pq.ParquetFile(storage.root / PATH).metadata.num_row_groups > 20
     live = LiveIndex.load(storage, PATH)
-    assert live.lookup(key_ids(table, ["id"])).tolist() == list(range(3000))
+    assert live.places.find(key_ids(table, ["id"])).tolist() == list(range(3000))
     assert (
-        live.lookup(key_ids(pa.table({"id": ["key 3000", "other"]}), ["id"])).tolist() == [-1] * 2
+        live.places.find(key_ids(pa.table({"id": ["key 3000", "other"]}), ["id"])).tolist()
+        == [-1] * 2
     )
 
 
@@ -123,21 +124,21 @@ def test_ids_with_the_same_first_word_are_told_apart() -> None:
     ids = np.array([[7, 3], [5, 1], [7, 1], [7, 2], [9, 0]], np.uint64)
     hashes = np.zeros((5, 16), np.uint8), np.zeros((5, 8), np.uint8)
     live = LiveIndex(*hashes, np.zeros(5, bool), IdLookup(ids))
-    assert live.lookup(ids).tolist() == [0, 1, 2, 3, 4]
+    assert live.places.find(ids).tolist() == [0, 1, 2, 3, 4]
     unknown = np.array([[7, 4], [7, 0], [5, 0], [5, 2], [9, 1], [10, 0], [0, 0]], np.uint64)
-    assert live.lookup(unknown).tolist() == [-1] * 7
+    assert live.places.find(unknown).tolist() == [-1] * 7
 
 
 def test_a_hash_is_not_found_among_whole_numbers() -> None:
     hashes = np.zeros((1, 16), np.uint8), np.zeros((1, 8), np.uint8)
     live = LiveIndex(*hashes, np.zeros(1, bool), IdLookup(np.array([[7, 0]], np.uint64)))
-    assert live.lookup(np.array([[7, 1], [7, 0]], np.uint64)).tolist() == [-1, 0]
+    assert live.places.find(np.array([[7, 1], [7, 0]], np.uint64)).tolist() == [-1, 0]
 
 
 def test_nothing_is_found_in_an_empty_index(storage: Storage) -> None:
     write(storage, rows(pa.array([], pa.int64())))
     live = LiveIndex.load(storage, PATH)
-    assert live.lookup(np.array([[7, 0]], np.uint64)).tolist() == [-1]
+    assert live.places.find(np.array([[7, 0]], np.uint64)).tolist() == [-1]
 
 
 def test_a_row_takes_at_most_45_bytes(storage: Storage) -> None:
@@ -298,8 +299,8 @@ def test_an_index_over_a_base_is_found_in_memory_as_one_that_is_written_whole(
     names = ["id", ".feature_hash", ".passthrough_hash"]
     table = pa.concat_tables(read_index(shared, path_of(2), names))
     ids = key_ids(table.select(["id"]), ["id"])
-    assert live.lookup(ids).tolist() == [*range(37)]
-    assert live.lookup(key_ids(pa.table({"id": [0, 39]}), ["id"])).tolist() == [-1, -1]
+    assert live.places.find(ids).tolist() == [*range(37)]
+    assert live.places.find(key_ids(pa.table({"id": [0, 39]}), ["id"])).tolist() == [-1, -1]
     assert [row.tobytes() for row in live.feature_hash] == table[".feature_hash"].to_pylist()
     assert [row.tobytes() for row in live.passthrough_hash] == table[names[2]].to_pylist()
 

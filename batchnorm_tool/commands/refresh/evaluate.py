@@ -47,8 +47,15 @@ def evaluate_input(
 
 def evaluate_output(staged: StagedRows, candidate: Candidate, survey: Survey) -> list[Finding]:
     """Hold what is written against what must always hold, and against the limits of the job."""
-    findings = output_limits.audit(_audit_facts(staged, candidate), survey.audit)
-    rows = candidate.rows
+    rows, dispositions = candidate.rows, staged.dispositions
+    facts = output_limits.AuditFacts(
+        mode=staged.plan.store.mode,
+        rows=rows,
+        before=len(dispositions),
+        gone=int((dispositions == RowDisposition.DELETED).sum()),
+        distinct_keys=candidate.keys,
+    )
+    findings = output_limits.audit(facts, survey.audit)
     bad = output_limits.BadCounts(
         changed_rows=rows.predicted + rows.reused + rows.bad,
         changed_bad=candidate.bad[0],
@@ -60,17 +67,6 @@ def evaluate_output(staged: StagedRows, candidate: Candidate, survey: Survey) ->
     # Without a live version that vectors can be compared with, nothing is said of the whole.
     whole, before = (survey.whole, live.every) if live else (changed, None)
     return findings + output_limits.evaluate_output(limits, changed, whole, before, bad)
-
-
-def _audit_facts(staged: StagedRows, candidate: Candidate) -> output_limits.AuditFacts:
-    dispositions = staged.dispositions
-    return output_limits.AuditFacts(
-        mode=staged.plan.store.mode,
-        rows=candidate.rows,
-        before=len(dispositions),
-        gone=int((dispositions == RowDisposition.DELETED).sum()),
-        distinct_keys=candidate.keys,
-    )
 
 
 def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:

@@ -62,7 +62,6 @@ def write_metrics(
     path: str | os.PathLike[str], record: RefreshRecord | None, outcome: CommandOutcome
 ) -> None:
     """Write the metrics of a refresh in one step; it has no record if it failed before the gate."""
-    _check_installed()
     store, success = outcome.store, outcome.last_success
     facts = {
         "exit_code": outcome.exit_code,
@@ -127,7 +126,8 @@ def last_success(path: str | os.PathLike[str], store: str = "") -> float | None:
     return next(map(float, found), None)
 
 
-def _check_installed() -> None:
+def check_metrics_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what cannot be replaced by a file, before any work is done."""
     try:
         import prometheus_client  # noqa: F401
     except ImportError as error:
@@ -135,10 +135,6 @@ def _check_installed() -> None:
             "`--metrics-file` needs prometheus_client, which is not installed. Install it with "
             "`pip install 'batchnorm-tool[refresh]'`, or omit the flag."
         ) from error
-
-
-def check_metrics_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what cannot be replaced by a file, before any work is done."""
     place = Path(path)
     if place.exists() and not place.is_file():
         raise JobError(

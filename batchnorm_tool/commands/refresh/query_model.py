@@ -34,14 +34,14 @@ from batchnorm_tool.models.backends.export import bake_format
 from batchnorm_tool.models.backends.normalized_model import GraphOutput
 from batchnorm_tool.publish import Facts
 from batchnorm_tool.publish.directories import DirectoryTarget, PublishDirectory, publish_directory
-from batchnorm_tool.publish.parquet import POINTER, VERSIONS
+from batchnorm_tool.publish.parquet import POINTER, VERSIONS, manifest_path
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.checked_json import Record, sha256
-from batchnorm_tool.storage.files import record_of
+from batchnorm_tool.storage.files import fault_in, record_of
 from batchnorm_tool.store.rows import Publication
 
 _BAKED = "_baked"
-_LIBRARIES = ("tensorflow", "keras", "onnxruntime", "batchnorm-tool")
+_LIBRARIES = ("tensorflow", "keras", "batchnorm-tool")
 
 
 class PublishQueryModel(PublishDirectory):
@@ -118,20 +118,27 @@ class QueryModel(DirectoryTarget):
         made_of = restored.made_of if restored else self._made_of(contract)
         found, directory = _manifest(storage, version), f"{VERSIONS}/{version}"
         if (found and (found.run_id, found.made_of)) != (record.run_id, made_of):
-            source = self._place_of(storage, made_of) or self._bake(storage, contract, made_of)
+            source = self._place_of(storage, made_of)
+            if source is None and restored:  # the model may be another one now
+                raise OutputError(
+                    f"the model of version {restored.version}, which is restored, is damaged. "
+                    f"Restore `{self.place}/{VERSIONS}/{restored.version}` from a copy, and run "
+                    "the same command again."
+                )
+            source = source or self._bake(storage, contract, made_of)
             files = [*_linked(storage, source, storage.staged(directory))]
             path = storage.staged(f"{directory}/{CONTRACT}")
             files.append(replace(storage.put(path, publication.contract), path=CONTRACT))
             publish_directory(storage, directory)
             content = restored.model if restored else self._content
             told = (version, record.run_id, record.space, content, made_of, tuple(files))
-            storage.put(_manifest_path(version), QueryModelManifest(*told).to_document())
+            storage.put(manifest_path(version), QueryModelManifest(*told).to_document())
         storage.put(POINTER, f"{directory}\n".encode())
         storage.remove(_BAKED)
         return {"path": directory}
 
     def _remove(self, storage: Storage, version: int) -> None:
-        storage.remove(_manifest_path(version))
+        storage.remove(manifest_path(version))
         super()._remove(storage, version)
 
     @property
@@ -139,16 +146,20 @@ class QueryModel(DirectoryTarget):
         return security.examined(self._model.path).content
 
     def _made_of(self, contract: Contract) -> str:
-        output, versions = output_to_json(contract.outputs[0]), environment.versions(_LIBRARIES)
+        packages = [package for name in self._formats for package in bake_format(name).packages]
+        versions = environment.versions((*_LIBRARIES, *packages))
+        output = output_to_json(contract.outputs[0])
         model = [self._content, self._model.layer, self._model.outputs, self._formats]
         return sha256([model, contract.space, output, versions])
 
     def _place_of(self, storage: Storage, made_of: str) -> str | None:
-        """Return the directory that holds what was baked of the same."""
+        """Return the directory that holds, undamaged, what was baked of the same."""
         for version in reversed(self._versions(storage)):
-            manifest = _manifest(storage, version)
+            directory, manifest = f"{VERSIONS}/{version}", _manifest(storage, version)
             if manifest is not None and manifest.made_of == made_of:
-                return f"{VERSIONS}/{version}"
+                root = storage.root / directory
+                if not any(fault_in(root, file, "manifest")[0] for file in manifest.files):
+                    return directory
         place = f"{_BAKED}/{made_of}"
         files = [bake_format(name).file for name in self._formats]
         whole = {*files, *(f"{file}{REPORT}" for file in files)}
@@ -185,8 +196,4 @@ def _linked(storage: Storage, source: str, target: str) -> Iterator[FileRecord]:
 
 
 def _manifest(storage: Storage, version: int) -> QueryModelManifest | None:
-    return QueryModelManifest.from_document(storage.get(_manifest_path(version)))
-
-
-def _manifest_path(version: int) -> str:
-    return f"{VERSIONS}/{version}.json"
+    return QueryModelManifest.from_document(storage.get(manifest_path(version)))

@@ -196,7 +196,7 @@ def test_without_the_library_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(JobError, match=r"pip install 'batchnorm-tool\[refresh\]'"):
-        write_metrics(tmp_path / "refresh.prom", None, OUTCOME)
+        check_metrics_file(tmp_path / "refresh.prom")
 
 
 def test_a_device_or_directory_is_no_metrics_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from batchnorm_tool import accept, normalize, rollback
 from batchnorm_tool.commands.bake.parity import Subject
 from batchnorm_tool.commands.refresh import query_model
-from batchnorm_tool.errors import JobError
+from batchnorm_tool.errors import JobError, TargetFailed
 from batchnorm_tool.storage.checked_json import verified_json
 from tests.commands.refresh.nightly import Nightly
 
@@ -125,6 +125,26 @@ def test_a_new_norm_waits_and_a_rollback_brings_the_model_back(
     assert len(baked) == 2
     towers.held(FIRST, normalize__norm="l1")  # on hold: the other model stays away
     assert (towers.path / "queries/current").read_text() == "versions/3\n"
+
+
+@pytest.mark.usefixtures("unproved")
+def test_a_damaged_model_is_baked_again_and_never_brought_back(
+    towers: Nightly, baked: list[str]
+) -> None:
+    towers.night(FIRST)
+    model = current(towers) / "model.keras"
+    whole = model.read_bytes()
+    model.unlink()
+    towers.night(SECOND)
+    assert (current(towers) / "model.keras").read_bytes()
+    assert len(baked) == 2
+    save_tower(towers.path / "query.keras", seed=6)
+    (current(towers) / "model.keras").unlink()
+    with pytest.raises(TargetFailed, match="the model of version 1, which is restored, is damaged"):
+        rollback(towers.store)
+    model.write_bytes(whole)
+    assert rollback(towers.store, 1).state == "published"
+    assert (current(towers) / "model.keras").read_bytes() == whole
 
 
 @pytest.mark.usefixtures("unproved")

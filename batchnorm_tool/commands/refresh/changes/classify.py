@@ -81,7 +81,7 @@ def classify_rows(
     live: LiveIndex, hashes: Hashes, *, recompute: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the `ChangeType` of each row, ``uint8[n]``, and its place in the live index or -1."""
-    positions = live.lookup(hashes.ids)
+    positions = live.places.find(hashes.ids)
     known = positions >= 0
     kinds = np.full(len(hashes), ChangeType.NEW, np.uint8)
     if len(live):

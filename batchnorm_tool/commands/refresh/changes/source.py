@@ -15,6 +15,7 @@ from batchnorm_tool.chunk import TEXT_BYTES, Field, fitting_rows, numbered
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, Interrupted
 from batchnorm_tool.formats import MEBIBYTE
+from batchnorm_tool.formats.files import check_columns
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices
@@ -120,12 +121,7 @@ class RefreshSource:
     def check(self) -> None:
         """Check that the columns are there."""
         self.table.check(self.columns)
-        for name in self.columns:
-            if name not in self.table.schema.names:
-                raise InputError(
-                    f"{self.table.files[0].path}: has no column `{name}`. Received: "
-                    f"{', '.join(self.table.schema.names)}. Correct the name in the job."
-                )
+        check_columns(self.table.files[0].path, self.columns, self.table.schema.names)
         delete = self.delete_column
         kind = pa.bool_() if delete is None else self.table.schema.field(delete).type
         if not pa.types.is_boolean(kind):
