@@ -238,7 +238,7 @@ def _fill(
     def fill(work: tuple[str, IndexFile, int, int]) -> None:
         name, file, group, row = work
         array, names = columns[name], again.columns if name == STATUS else (name,)
-        for table in _tables(storage, file, names, _BATCH_ROWS, group):
+        for table in _tables(storage, file, names, group):
             stop = row + table.num_rows
             array[row:stop] = again.marks(table) if name == STATUS else bytes_of(table[name])
             row = stop
@@ -360,20 +360,14 @@ class IndexWriter:
         self._writer.write_table(group, row_group_size=group.num_rows)
 
 
-def read_index(
-    storage: Storage, path: str, columns: Sequence[str], batch_rows: int = _BATCH_ROWS
-) -> Iterator[pa.Table]:
+def read_index(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Stream some columns of an index, in tables of at least one row; ``status`` is encoded."""
     for file in index_files(storage, path):
-        yield from _tables(storage, file, columns, batch_rows)
+        yield from _tables(storage, file, columns)
 
 
 def _tables(
-    storage: Storage,
-    file: IndexFile,
-    columns: Sequence[str],
-    batch_rows: int,
-    group: int | None = None,
+    storage: Storage, file: IndexFile, columns: Sequence[str], group: int | None = None
 ) -> Iterator[pa.Table]:
     """Stream the rows of a file, or of one of its row groups, that its index has."""
     names, row = list(columns), sum(file.groups[: group or 0])
@@ -381,7 +375,7 @@ def _tables(
         _check_types(file.path, opened.schema_arrow)
         for number in range(len(file.groups)) if group is None else [group]:
             end = row + file.groups[number]
-            for batch in opened.iter_batches(batch_rows, [number], names, use_threads=False):
+            for batch in opened.iter_batches(_BATCH_ROWS, [number], names, use_threads=False):
                 row, first = row + len(batch), row
                 _check_batch(file.path, batch, end - row)
                 table = pa.Table.from_batches([batch]).select(names)

@@ -272,7 +272,7 @@ def _put_tag(path: str, name: str, lance_version: int) -> None:
     _sync(path, [f"{_TAGS}/{name}.json"])
 
 
-def clean_up(path: str, keep: Collection[int]) -> int:
+def clean_up(path: str, keep: Collection[int]) -> None:
     """Remove all versions but some, and what killed refreshes left behind.
 
     Whoever calls this holds the store's lock: files of a commit under way would be removed too.
@@ -285,24 +285,17 @@ def clean_up(path: str, keep: Collection[int]) -> int:
             is_past = name == _COMPACTED and present[name] < dataset.version - 1
             if is_past or name.startswith(_VERSION):  # others are somebody else's
                 dataset.tags.delete(name)
-        cleaned = dataset.cleanup_old_versions(
+        dataset.cleanup_old_versions(
             # What a killed refresh left counts as unverified, and would stay for seven days.
             older_than=timedelta(0),
             delete_unverified=True,
             error_if_tagged_old_versions=False,
         )
-    return int(cleaned.bytes_removed) + _remove_leftovers(path)
-
-
-def _remove_leftovers(path: str) -> int:
-    """Remove files of killed refreshes that Lance leaves: deletions beyond the newest version."""
+    # Of killed refreshes Lance leaves deletions beyond the newest version.
     needed = set(tracked_files(path)["path"].to_pylist())
-    freed = 0
     with write_errors(path):
         for file in sorted(files_of(path, WRITTEN_BEFORE) - needed):
-            freed += (Path(path) / file).stat().st_size
             (Path(path) / file).unlink()
-    return freed
 
 
 def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:

@@ -154,9 +154,12 @@ def test_a_row_takes_at_most_45_bytes(storage: Storage) -> None:
     assert held[1] < 64 * count
 
 
-def test_any_columns_are_read_in_a_stream(storage: Storage) -> None:
+def test_any_columns_are_read_in_a_stream(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchnorm_tool.store.index._BATCH_ROWS", 2)
     write(storage, rows(KEYS["shuffled"]))
-    tables = list(read_index(storage, PATH, [".norm", "id"], batch_rows=2))
+    tables = list(read_index(storage, PATH, [".norm", "id"]))
     assert [table.num_rows for table in tables] == [2, 1]
     assert pa.concat_tables(tables).to_pydict() == {".norm": [0.0, 1.0, 2.0], "id": [9, -5, 1]}
 
@@ -248,7 +251,7 @@ def succeed(storage: Storage, version: int, keys: list[int], edit: int, gone: se
     changes = len(keys) + len(leaves)
     base = base_to_share(storage, path_of(version), changes)
     with IndexWriter(storage, path_of(version + 1), KEY_SCHEMA, base) as writer:
-        for table in read_index(storage, path_of(version), writer.schema.names, batch_rows=7):
+        for table in read_index(storage, path_of(version), writer.schema.names):
             stays = [key not in leaves for key in table["id"].to_pylist()]
             writer.keep(table, np.array(stays))
         writer.add(edited(keys, edit))
@@ -262,7 +265,7 @@ def edited(keys: list[int], edit: int) -> pa.Table:
 
 
 def content(storage: Storage, version: int) -> dict[int, float]:
-    tables = read_index(storage, path_of(version), ["id", ".norm"], batch_rows=5)
+    tables = read_index(storage, path_of(version), ["id", ".norm"])
     found = [pair for table in tables for pair in zip(*table.to_pydict().values(), strict=True)]
     assert len(found) == len(dict(found)) == index_rows(storage, path_of(version))
     return dict(found)
@@ -272,6 +275,7 @@ def content(storage: Storage, version: int) -> dict[int, float]:
 def shared(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """An index of forty rows, in row groups of ten, on whose rows the next ones build."""
     monkeypatch.setattr("batchnorm_tool.store.index._LEAST_BASE_ROWS", BASE_ROWS)
+    monkeypatch.setattr("batchnorm_tool.store.index._BATCH_ROWS", 7)
     monkeypatch.setattr("batchnorm_tool.store.index._GROUP_BYTES", 800)
     write(storage, edited([*range(BASE_ROWS)], 0))
     assert len(index_files(storage, PATH)[0].groups) > 3

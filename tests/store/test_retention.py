@@ -61,9 +61,9 @@ def test_versions_that_are_not_kept_go(path: str) -> None:
     versions = nights(path, 5)
     kept = {12: stored(path, versions[12]), 15: stored(path)}
     before = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-    freed = transaction.clean_up(path, {12, 15})
+    transaction.clean_up(path, {12, 15})
     after = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-    assert 0 < freed <= before - after
+    assert after < before
     assert transaction.tags(path) == {"night-12": 2, "night-15": 5, "live": 5}
     assert stored(path) == kept[15]
     assert stored(path, versions[12]) == kept[12]
@@ -96,8 +96,7 @@ def test_files_of_killed_nights_go(path: str) -> None:
     transaction.prepare_whole(path, ITEMS.schema, batches([item(1, 9)]))
     left = files(path) - before
     assert len(left) == 3
-    sizes = [file.stat().st_size for file in Path(path).rglob("*") if file.name in left]
-    assert transaction.clean_up(path, {11, 12}) == sum(sizes)
+    transaction.clean_up(path, {11, 12})
     assert files(path) == before
 
 
