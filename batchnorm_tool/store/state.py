@@ -158,8 +158,8 @@ class StoreSchema(Record):
 
     @property
     def staged(self) -> pa.Schema:
-        """What every staged row has; see `with_hashes`."""
-        return with_hashes(self.carried)
+        """What every staged row has: keys, passed-through columns, and hashes of the row."""
+        return pa.schema([*self.carried, *HASHES])
 
     def __post_init__(self) -> None:
         """Check that it names columns that there are."""
@@ -471,11 +471,6 @@ def by_word(status: pa.ChunkedArray, value: Callable[[str], int]) -> np.ndarray:
     column = status.combine_chunks()
     words = [value(str(word)) for word in column.dictionary.to_pylist()]
     return np.array([*words, 0], np.uint8)[column.indices.to_numpy()]
-
-
-def with_hashes(carried: pa.Schema) -> pa.Schema:
-    """Return the columns of staged rows: keys, passed-through columns, and hashes of each row."""
-    return pa.schema([*carried, *HASHES])
 
 
 @dataclass(frozen=True)

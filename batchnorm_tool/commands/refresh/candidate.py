@@ -10,7 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -121,7 +121,11 @@ class Assembly:
     def __init__(self, staged: StagedRows, rows: RefreshRows) -> None:
         self._staged = staged
         self._rows = rows
-        self._removed = _RemovedRows(list(staged.plan.layout.keys))
+        # Of rows of the live version: the keys of those that leave the dataset because the input
+        # lacks them, and the feature hashes of good ones that do not stay, for their vectors may be
+        # wanted again.
+        self._removed: list[pa.Table] = []
+        self._replaced: list[np.ndarray] = []
         self._survey = staged.survey(rows)
         self._index = staged.next_index(rows)
         self._written: list[FileRecord] = []
@@ -154,8 +158,8 @@ class Assembly:
         (index, distinct), statuses = self._index.commit(), self._index.statuses
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         keys = staged.plan.layout.key_schema
-        state.write_rows(REMOVED, keys, [*self._removed.rows, staged.unfit()])
-        state.put_replaced(staged.version, self._removed.hashes)
+        state.write_rows(REMOVED, keys, [*self._removed, staged.unfit()])
+        state.put_replaced(staged.version, self._replaced)
         if remembered:
             keep_quarantined(state, staged.version, keys)
         self._written += [index, *staged.part_files()]
@@ -190,11 +194,20 @@ class Assembly:
         for table, dispositions in self._staged.indexed([*self._index.columns, KEY_ID]):
             if self._stopped.is_set():
                 return
-            self._removed.add(table, dispositions)
+            self._note_outdated(table, dispositions)
             self._index.keep(table, dispositions == RowDisposition.SAME)
             if self._survey.live:
                 self._survey.live.add(table)
         blas()  # found here, beside the model, and not while one core judges
+
+    def _note_outdated(self, table: pa.Table, dispositions: np.ndarray) -> None:
+        outdated = dispositions != RowDisposition.SAME
+        if outdated.any():
+            leaves = (dispositions == RowDisposition.DELETED) & ~is_quarantined(table[STATUS])
+            keys = table.select(list(self._staged.plan.layout.keys))
+            self._removed.append(keys.filter(pa.array(leaves)))
+            good = outdated & is_good(table[STATUS])
+            self._replaced.append(bytes_of(table[FEATURE_HASH])[good])
 
     def _add_rest(self) -> None:
         """Add rows with known vectors, those that keep theirs, and those that are remembered."""
@@ -251,30 +264,6 @@ class NextIndex:
         # Those that stay were audited together when they were written.
         again = len(IdLookup(added).among(self._staying)) if self._staying else 0
         return record, sum(map(len, self._staying)) + len(added) - len(repeats(added)) - again
-
-
-@dataclass
-class _RemovedRows:
-    """Rows of the live version that the next one replaces or removes.
-
-    Attributes:
-        keys: Names of the key columns.
-        rows: The keys of those that leave the dataset because they are gone from the input.
-        hashes: Feature hashes of all of them that are good: their vectors may be wanted again.
-    """
-
-    keys: list[str]
-    rows: list[pa.Table] = field(default_factory=list)
-    hashes: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, table: pa.Table, dispositions: np.ndarray) -> None:
-        """Take in rows of the live index, and the disposition of each."""
-        outdated = dispositions != RowDisposition.SAME
-        if not outdated.any():
-            return
-        leaves = (dispositions == RowDisposition.DELETED) & ~is_quarantined(table[STATUS])
-        self.rows.append(table.select(self.keys).filter(pa.array(leaves)))
-        self.hashes.append(bytes_of(table[FEATURE_HASH])[outdated & is_good(table[STATUS])])
 
 
 def _beginning(statuses: Counter[str], start: str) -> int:

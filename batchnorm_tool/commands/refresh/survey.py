@@ -229,9 +229,11 @@ def begin_survey(
     if before and not plan.new_space:
         sampler = Sampler(whole, kept)
         live = LiveRows(state.path, pointer.lance_version, before, sampler, stays)
+    way, dtype = layout.normalization, np.dtype(layout.dtype)
+    tolerance = 0 if way.norm.name == "none" else length_tolerance(way, layout.width, dtype)
     new = Sampler(rows.new + rows.changed + rows.recomputed)
     written, first = Sampler(whole, kept).goes_on(), int(stays.sum())
-    return Survey(layout, row_audit(layout), first, new, written, live)
+    return Survey(layout, RowAudit(way, tolerance), first, new, written, live)
 
 
 def _kept_sample(
@@ -248,13 +250,6 @@ def _kept_sample(
         return None
     tables = [*state.read_rows(path)]
     return pa.concat_tables(tables) if tables else None
-
-
-def row_audit(layout: StoreSchema) -> RowAudit:
-    """Return an audit that has seen no row."""
-    way, dtype = layout.normalization, np.dtype(layout.dtype)
-    is_none = way.norm.name == "none"
-    return RowAudit(way, 0 if is_none else length_tolerance(way, layout.width, dtype))
 
 
 def vectors_of(rows: pa.Table, norms: np.ndarray, layout: StoreSchema) -> Vectors:

@@ -21,7 +21,7 @@ from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.storage import OutputFile, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store.index import fixed_binary
-from batchnorm_tool.store.state import STAGING, with_hashes
+from batchnorm_tool.store.state import HASHES, STAGING
 
 DOCUMENT = f"{STAGING}/difference.json"
 DISPOSITIONS = f"{STAGING}/fates.npy"
@@ -49,7 +49,7 @@ class StagingSchemas:
 
     def of(self, directory: str) -> pa.Schema:
         """Return the columns of one set of files."""
-        fields = list(with_hashes(self.source.carried))
+        fields = [*self.source.carried, *HASHES]
         if directory == BAD:
             fields.append(pa.field(self.reason, pa.string()))
         if directory == CHANGED:
