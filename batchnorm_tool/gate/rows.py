@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AliasChoices, Field
@@ -61,7 +61,3 @@ class RefreshRows:
         """Whether nothing is to be done: the live version is what the input says."""
         kept = self.same + self.unknown_deletes
         return kept == self.rows_in and not self.vanished and not self.forgotten
-
-    def still(self, live: RefreshRows) -> RefreshRows:
-        """Return these of a refresh with nothing to do: what is in the dataset stays as it is."""
-        return replace(self, stale=live.stale, quarantined=live.quarantined, live=live.live)

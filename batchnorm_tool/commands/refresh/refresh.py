@@ -186,6 +186,7 @@ def _finish_unchanged(
     with staging.timings.phase("targets"):
         targets = commit.deliver_live(state, pointer, staging.plan.job.publish, was_live=True)
     # What is told beside the input is the live version's.
+    rows, kept = record.rows, live.rows
     record = replace(
         record,
         kind=NOTHING,
@@ -194,7 +195,7 @@ def _finish_unchanged(
         norms=live.norms,
         gate=live.gate,
         finished=now(),
-        rows=record.rows.still(live.rows),
+        rows=replace(rows, stale=kept.stale, quarantined=kept.quarantined, live=kept.live),
         targets=targets,
     )
     return commit.finish_refresh(state, record, staging.plan.store.keep, staging.timings)
