@@ -302,7 +302,7 @@ def frechet(live: Vectors, current: Vectors) -> float:
 
     Both are taken over the `FRECHET_WIDTH` dimensions that vary most in the live version.
     """
-    # Chosen by the live version alone: both are then measured by the same yardstick.
+    # Chosen by the live version alone: both are then measured in the same dimensions.
     widest = np.sort(np.argsort(-live.deviations, kind="stable")[:FRECHET_WIDTH])
     # `take` copies rows in C order at once: an index, and a copy of that, took 20 ms more.
     one, other = (Gaussian.of(each.wide.take(widest, axis=1)) for each in (live, current))

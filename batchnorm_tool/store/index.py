@@ -73,7 +73,7 @@ class JudgedAgain:
 
     Attributes:
         statuses: For the status of such rows, but for what the model said of them, why.
-        zeros: Why rows with a vector of zeros are; ``None`` where they are welcome.
+        zeros: Why rows with a vector of zeros are; ``None`` where they are allowed.
     """
 
     statuses: Mapping[str, str] = field(default_factory=dict)

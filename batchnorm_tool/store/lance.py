@@ -104,11 +104,11 @@ def latest_version(path: str) -> int | None:
         return max((1 << 64) - 1 - number if number >> 63 else number for number in numbers)
     # What a first refresh left that was killed is no dataset; anything else is another's.
     names = {each.name for each in place.iterdir()} if place.is_dir() else {"a file"}
-    strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
-    if place.exists() and strangers:
+    others = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
+    if place.exists() and others:
         raise OutputError(
             f"`{path}` is not a Lance dataset. Expected: a Lance dataset, or nothing. "
-            f"Received: {', '.join(strangers[:5])}. Choose another `store.path`."
+            f"Received: {', '.join(others[:5])}. Choose another `store.path`."
         )
     return None
 

@@ -220,7 +220,7 @@ def discard_staged(
     pointer: StorePointer,
     outcome: Literal["superseded", "discarded"] = "superseded",
 ) -> StorePointer:
-    """Let go what is staged; the record of a candidate that waited says so."""
+    """Remove what is staged; the record of a candidate that waited says so."""
     # Also the record of one that a kill kept from being given its number.
     for version in {pointer.waiting or 0, pointer.next_version}:
         record = state.record(version)
@@ -306,7 +306,7 @@ def _reuse_file(
         return
     vectors = _stored(state.path, lance_version, found[hits], plan.layout)
     if plan.job.normalize.zero != "keep":
-        # A vector of zeros may have been welcome then: what becomes of it now, the run decides.
+        # A vector of zeros may have been allowed then: what becomes of it now, the run decides.
         fit = vectors[plan.layout.norm].to_numpy() != 0
         hits[hits], vectors = fit, vectors.filter(pa.array(fit))
     reused = staged.select(plan.layout.staged.names).filter(pa.array(hits))

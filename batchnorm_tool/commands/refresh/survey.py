@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -61,17 +60,19 @@ class Sampler:
     Not at random: the same refresh is judged alike when it is run again. ``rows`` is how many there
     are about. Where a ``kept`` sample is half to twice as dense as one of them should be, rows are
     taken like it: a store that grows by 1 % each night would be sampled anew each time otherwise.
-    One with twice its rows is not used: each night once added the first row that it wrote.
+    One with twice its rows is not used: each night once added the first row that it wrote. Of rows
+    ``beside`` those that it was taken of, the first is taken where the next one was due.
     """
 
-    def __init__(self, rows: int, kept: pa.Table | None = None) -> None:
+    def __init__(self, rows: int, kept: pa.Table | None = None, *, beside: bool = False) -> None:
         self.step, self._norm_step = (max(1, rows // most) for most in (SAMPLE_ROWS, SAMPLE_NORMS))
         before = 0 if kept is None else int(kept.schema.metadata[_STEP])
         is_like = self.step <= 2 * before <= 4 * self.step
         is_like = is_like and kept is not None and len(kept) * before <= 2 * (rows + before)
         self.kept = kept if is_like else None
         self.step = self.step if self.kept is None else before
-        self.seen, self._passed = 0, 0
+        metadata = self.kept.schema.metadata if self.kept and beside else {}
+        self.seen, self._passed = 0, int(metadata.get(_PASSED, 0))
         self._rows: list[pa.Table] = []
         self._norms, self._places = [np.zeros(0)], [np.zeros(0, np.int64)]
 
@@ -84,11 +85,6 @@ class Sampler:
         self._rows.append(taken.append_column(PLACE, pa.array(places[few])))
         self._norms.append(norms[more])
         self._places.append(places[more])
-
-    def goes_on(self) -> Self:
-        """Begin where those that the kept sample took of have ended: of the rows beside it."""
-        self._passed = int(self.kept.schema.metadata.get(_PASSED, 0)) if self.kept else 0
-        return self
 
     @property
     def passed(self) -> int:
@@ -232,7 +228,7 @@ def begin_survey(
     way, dtype = layout.normalization, np.dtype(layout.dtype)
     tolerance = 0 if way.norm.name == "none" else length_tolerance(way, layout.width, dtype)
     new = Sampler(rows.new + rows.changed + rows.recomputed)
-    written, first = Sampler(whole, kept).goes_on(), int(stays.sum())
+    written, first = Sampler(whole, kept, beside=True), int(stays.sum())
     return Survey(layout, RowAudit(way, tolerance), first, new, written, live)
 
 

@@ -20,7 +20,7 @@ from batchnorm_tool.store.index import found_in_index
 from batchnorm_tool.store.state import FEATURE_HASH, StoredRecord
 
 _Arrays = dict[str, np.ndarray]
-# Some rows change in any case, whatever else befell all of them.
+# Some rows change in any case, whatever is the cause of all others.
 _NEARLY_ALL = 0.9
 _COMPARED = 1000
 _NAMED = 3
