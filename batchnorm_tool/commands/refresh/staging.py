@@ -65,17 +65,22 @@ from batchnorm_tool.store.state import (
 )
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """The last call that works on a refresh, and when the first one was ``started``."""
+
+    run_id: str
+    started: str
+
+
 @dataclass
 class Staging:
-    """The unfinished refresh; whoever has it holds the store's lock.
-
-    ``started`` has its ``run_id``, and when it was ``started``.
-    """
+    """The unfinished refresh; whoever has it holds the store's lock."""
 
     state: StoreDirectory
     pointer: StorePointer
     plan: RefreshPlan
-    started: dict[str, str]
+    attempt: Attempt
     progress: Progress
     timings: PhaseTimings = field(default_factory=PhaseTimings)
 
@@ -149,7 +154,7 @@ class StagedRefresh(SealedRecord):
 
     fingerprint: Annotated[str, stored_as("question")]
     plan: RefreshPlan
-    started: dict[str, str]
+    attempt: Annotated[Attempt, stored_as("started")]
 
 
 def begin(
@@ -164,10 +169,10 @@ def begin(
     if noted is None or noted.fingerprint != fingerprint or staged_fault(state, pointer):
         pointer = discard_staged(state, pointer)
         noted = None
-    started = {"started": noted.started["started"] if noted else now(), "run_id": run_id}
+    attempt = Attempt(run_id, noted.attempt.started if noted else now())
     # The limits of its plan may be others.
-    state.storage.put(STAGING_PATH, StagedRefresh(fingerprint, plan, started).to_json())
-    return Staging(state, pointer, plan, started, progress)
+    state.storage.put(STAGING_PATH, StagedRefresh(fingerprint, plan, attempt).to_json())
+    return Staging(state, pointer, plan, attempt, progress)
 
 
 def resume(state: StoreDirectory, pointer: StorePointer, progress: Progress) -> Staging | None:
@@ -175,7 +180,7 @@ def resume(state: StoreDirectory, pointer: StorePointer, progress: Progress) -> 
     noted = read_staged(state)
     if noted is None or pointer.waiting is None:
         return None
-    return Staging(state, pointer, noted.plan, noted.started, progress)
+    return Staging(state, pointer, noted.plan, noted.attempt, progress)
 
 
 def staged_fault(state: StoreDirectory, pointer: StorePointer) -> str | None:
