@@ -106,8 +106,9 @@ class QueryModel(DirectoryTarget):
                 except Refused as error:
                     raise self._refusal(error) from error
             newest = max(self._versions(storage), default=0)
-            held = _manifest(storage, newest)
-        return held is not None and held.space == contract.space and held.made_of != made_of
+            held, whole = _manifest(storage, newest), _undamaged(storage, newest)
+        is_same = whole is not None and whole.made_of == made_of
+        return held is not None and held.space == contract.space and not is_same
 
     def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         version, record = publication.version, publication.record
@@ -116,7 +117,7 @@ class QueryModel(DirectoryTarget):
         contract = Contract.from_bytes(publication.contract)
         restored = _manifest(storage, record.restores or 0)
         made_of = restored.made_of if restored else self._made_of(contract)
-        found, directory = _manifest(storage, version), f"{VERSIONS}/{version}"
+        found, directory = _undamaged(storage, version), f"{VERSIONS}/{version}"
         if (found and (found.run_id, found.made_of)) != (record.run_id, made_of):
             source = self._place_of(storage, made_of)
             if source is None and restored:  # the model may be another one now
@@ -155,11 +156,9 @@ class QueryModel(DirectoryTarget):
     def _place_of(self, storage: Storage, made_of: str) -> str | None:
         """Return the directory that holds, undamaged, what was baked of the same."""
         for version in reversed(self._versions(storage)):
-            directory, manifest = f"{VERSIONS}/{version}", _manifest(storage, version)
+            manifest = _undamaged(storage, version)
             if manifest is not None and manifest.made_of == made_of:
-                root = storage.root / directory
-                if not any(fault_in(root, file, "manifest")[0] for file in manifest.files):
-                    return directory
+                return f"{VERSIONS}/{version}"
         place = f"{_BAKED}/{made_of}"
         files = [bake_format(name).file for name in self._formats]
         whole = {*files, *(f"{file}{REPORT}" for file in files)}
@@ -197,3 +196,11 @@ def _linked(storage: Storage, source: str, target: str) -> Iterator[FileRecord]:
 
 def _manifest(storage: Storage, version: int) -> QueryModelManifest | None:
     return QueryModelManifest.from_document(storage.get(manifest_path(version)))
+
+
+def _undamaged(storage: Storage, version: int) -> QueryModelManifest | None:
+    """Return the manifest of a version whose files are as it says; ``None`` for any other."""
+    manifest, root = _manifest(storage, version), storage.root / f"{VERSIONS}/{version}"
+    files = manifest.files if manifest else ()
+    faults = (fault_in(root, file, "manifest")[0] for file in files)
+    return None if any(faults) else manifest
