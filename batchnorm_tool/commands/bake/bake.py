@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -34,13 +35,16 @@ from batchnorm_tool.models.batching import ModelPredictor
 from batchnorm_tool.models.conversion import ConversionRequest
 from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Norm, row_norms, widen
 from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.files import check_directory, sync_directory, sync_path, write_errors
+from batchnorm_tool.storage.local import exchange
 
 SPACE = "batchnorm_tool.space"
 """The key of the space's id in a file's metadata."""
 REPORT = ".parity.json"
 """The file that tells how far files are from the norm after prediction has their name and this."""
 
+_ASIDE = ".baking"
 _NEAR = 1e-3  # of 1, as a model of float16 leaves it
 # All that a directory may hold that is replaced.
 _WRITTEN = {
@@ -205,8 +209,8 @@ def bake_model(request: BakeRequest) -> Baked:
             staged = aside / "staged" if len(files) > 1 else files[request.formats[0]]
             report = aside / "parity.json"
             report.write_text(json.dumps([each.to_dict() for each in parity], indent=2) + "\n")
-            _publish(staged, request.out, aside)
-            _publish(report, request.out.with_name(f"{request.out.name}{REPORT}"), aside)
+            _publish(staged, request.out)
+            _publish(report, request.out.with_name(f"{request.out.name}{REPORT}"))
     places = {name: request.out / form.file for name, form in formats.items()}
     return Baked(places if len(places) > 1 else {request.formats[0]: request.out}, tuple(parity))
 
@@ -359,11 +363,15 @@ def _staged(out: Path) -> Iterator[Path]:
     """Yield a directory beside ``out``, which is removed again."""
     with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
-            yield aside
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*{_ASIDE}"):
+            if not Storage(left).is_locked():  # of one that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(_ASIDE, f".{out.name}.", out.parent))
+        with Storage(aside).lock():
+            try:
+                yield aside
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def _written(
@@ -380,11 +388,12 @@ def _written(
     return files
 
 
-def _publish(staged: Path, out: Path, aside: Path) -> None:
+def _publish(staged: Path, out: Path) -> None:
     """Sync what was written, and let it take its place."""
     for path in (staged, *staged.rglob("*")):
         sync_path(path)
     if out.is_dir() and not out.is_symlink():
-        out.rename(aside / "replaced")  # a directory takes the place of none that holds files
-    staged.replace(out)
+        exchange(staged, out)  # a directory takes the place of none that holds files
+    else:
+        staged.replace(out)
     sync_directory(out.parent)

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from batchnorm_tool import bake, normalize, normalized, read, run
 from batchnorm_tool.cli.app import cli
+from batchnorm_tool.commands.bake.parity import Subject
 from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError, capture_warnings
 from batchnorm_tool.job import Job
@@ -25,6 +26,7 @@ from batchnorm_tool.models import security
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.norms.output_spec import OutputSpec
+from batchnorm_tool.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("tensorflow", "in_this_process")
 
@@ -267,6 +269,21 @@ def test_a_failure_leaves_nothing(
     with pytest.raises(Exception, match="No space left"):
         bake(model, tmp_path / "unit", to=["savedmodel"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_one_left_is_removed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subject, "prove", lambda *_: [])
+    left, busy, other = (tmp_path / f".unit.keras.{name}" for name in ("a.baking", "b.baking", "c"))
+    for directory in (left, busy, other):
+        directory.mkdir()
+    with Storage(busy).lock():
+        bake(model, tmp_path / "unit.keras")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(busy.name, other.name),
+        *("unit.keras", "unit.keras.parity.json"),
+    }
 
 
 def test_what_the_graph_does_already_is_said_by_layer_and_by_sample(tmp_path: Path) -> None:
