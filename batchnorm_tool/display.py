@@ -37,6 +37,8 @@ _ASSIGNED = re.compile(
 _NAMED_BEFORE_AT = ("abfs", "wasb", "gs", "gcs", "hdfs", "sftp", "ssh")
 # More nobody reads in one line, and a hostile file may name things at any length.
 _MOST_SHOWN = 10_000
+# Items of a list that a line shows before it says how many there are.
+_LISTED = 4
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|s|min|h|[kMG]i?B)(?:\W|$))")
 
@@ -252,3 +254,19 @@ def cut(words: object, room: int) -> str:
     """Return the beginning of words that may take so many columns, at least eight."""
     shown = visible(str(words))
     return shown if len(shown) <= max(room, 8) else f"{shown[: max(room, 8) - 1]}…"
+
+
+def described(value: object) -> str:
+    """Return a value as a person writes it; of a long list the first items and the last."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {described(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        shown = ", ".join(map(str, value[:_LISTED]))
+        return shown if len(value) <= _LISTED else f"{shown} … {value[-1]} ({len(value)})"
+    return str(value)

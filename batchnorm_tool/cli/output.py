@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
 
-from batchnorm_tool.display import INVISIBLE, bounded, mask_secrets, plural, printable, size, table
+from batchnorm_tool import display
+from batchnorm_tool.display import bounded, described, mask_secrets, plural, printable, size, table
 from batchnorm_tool.errors import FRESH, ContractBroken, Lines, WorkFailed
 
 if TYPE_CHECKING:
@@ -31,11 +32,9 @@ if TYPE_CHECKING:
     from batchnorm_tool.pipeline.plan import Plan
 
 # What JSON leaves as it is, besides the line breaks of its layout.
-_UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
+_UNSEEN = re.compile(rf"(?!\n){display.INVISIBLE.pattern}")
 _INDENT = "  "
 _WIDTH = 68
-# Items of a list that a line shows before it says how many there are.
-_LISTED = 4
 
 
 class Terminal:
@@ -98,15 +97,9 @@ class Terminal:
         if self._as_json:
             self.print_document(job.masked())
             return
-        import yaml
+        from batchnorm_tool.job.loader import as_yaml
 
-        from batchnorm_tool.job.loader import escape_variables
-
-        values = escape_variables(job.masked())
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        if any(printable(line) != line for line in text.splitlines()):
-            text = yaml.safe_dump(values, sort_keys=False)
-        _echo(text.rstrip("\n"))
+        _echo(as_yaml(job.masked()).rstrip("\n"))
 
     def print_retry(self, retry: Retry) -> None:
         """Print what a dry run would read again."""
@@ -120,7 +113,21 @@ class Terminal:
 
     def print_plan(self, plan: Plan, more: Mapping[str, object] | None = None) -> None:
         """Print the plan of a dry run."""
-        facts = {**_plan_facts(plan), **(more or {})}
+        resolved = plan.resolved
+        facts = {
+            "rows": plan.rows,
+            "files": len(plan.files),
+            "parts": plan.part_count,
+            "part_rows": resolved.part_rows,
+            "batch_size": resolved.batch_size,
+            "device": resolved.device,
+            "features": {name: list(columns) for name, columns in resolved.features.items()},
+            "inputs": {field.name: list(field.shape) for field in resolved.inputs},
+            "outputs": {field.name: list(field.shape) for field in resolved.outputs},
+            "bytes_expected": plan.bytes_expected,
+            "output": plan.job.output.path,
+            **(more or {}),
+        }
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
         self.warn(*plan.warnings)
         self._print(document, lambda: [_HeadedLine("Plan"), *_fact_lines(facts)])
@@ -145,7 +152,10 @@ class Terminal:
     def print_verification(self, verification: Verification) -> None:
         """Print what `verify` read."""
         facts = verification.to_dict()
-        self._print({"status": "sound", **facts}, lambda: _verified_lines(facts))
+        head = _HeadedLine("OK. ", "All checksums, counts, lengths and values match.")
+        keys = "no duplicates, no nulls" if facts["keys"] else "not checked (use `--keys`)"
+        shown = {**facts, "path": _display_path(facts["path"]), "keys": keys}
+        self._print({"status": "sound", **facts}, lambda: [head, *_fact_lines(shown)])
 
     def print_check(self, report: ContractReport) -> None:
         """Print whether an encoder keeps a contract, and leave with the exit code of that."""
@@ -330,12 +340,6 @@ def _norm_lines(manifest: Manifest) -> Iterator[str]:
     yield from _indented(["", *text_run.norm_lines(manifest, _WIDTH), ""])
 
 
-def _verified_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield _HeadedLine("OK. ", "All checksums, counts, lengths and values match.")
-    keys = "no duplicates, no nulls" if facts["keys"] else "not checked (use `--keys`)"
-    yield from _fact_lines({**facts, "path": _display_path(facts["path"]), "keys": keys})
-
-
 def _description_lines(shown: show.Description, html: str | None) -> Iterator[str]:
     lines: dict[str, Callable[[Any], Iterator[str]]] = {
         "run": _finished_lines,
@@ -475,24 +479,6 @@ def _display_path(path: str) -> str:
     return path if beside.startswith(os.pardir) else beside
 
 
-def _plan_facts(plan: Plan) -> dict[str, object]:
-    """Return what a plan says, by name."""
-    resolved = plan.resolved
-    return {
-        "rows": plan.rows,
-        "files": len(plan.files),
-        "parts": plan.part_count,
-        "part_rows": resolved.part_rows,
-        "batch_size": resolved.batch_size,
-        "device": resolved.device,
-        "features": {name: list(columns) for name, columns in resolved.features.items()},
-        "inputs": {field.name: list(field.shape) for field in resolved.inputs},
-        "outputs": {field.name: list(field.shape) for field in resolved.outputs},
-        "bytes_expected": plan.bytes_expected,
-        "output": plan.job.output.path,
-    }
-
-
 def _fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
     """Yield facts whose names are our own, such as ``part_rows``, with these in words."""
     yield from _table((name.replace("_", " "), value) for name, value in facts.items())
@@ -500,25 +486,9 @@ def _fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
 
 def _table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Yield names and values below one another."""
-    yield from _indented(table([(name, _format_value(value)) for name, value in facts], "ll"))
+    yield from _indented(table([(name, described(value)) for name, value in facts], "ll"))
 
 
 def _indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
     """Yield lines further to the right, empty ones left empty."""
     yield from (_INDENT * times + line if line else "" for line in lines)
-
-
-def _format_value(value: object) -> str:
-    """Return a value as a person writes it; of a long list the first items and the last."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_format_value(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        shown = ", ".join(map(str, value[:_LISTED]))
-        return shown if len(value) <= _LISTED else f"{shown} … {value[-1]} ({len(value)})"
-    return str(value)

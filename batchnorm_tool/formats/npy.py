@@ -33,6 +33,7 @@ COLUMN = "data"
 MAGIC = b"\x93NUMPY"
 # NumPy's own limit (`max_header_size`); a longer one may be made to exhaust the parser.
 MOST_HEADER_BYTES = 10_000
+_LENGTH_ENDS = len(MAGIC) + 2 + 4  # after the version, and a length of two or four bytes
 # Arrow counts the items of a list of fixed size with 32 bits.
 MOST_ROW_ITEMS = 2**31 - 1
 # What NumPy's parser raises for garbled headers; the last one by way of a filter for Python 2.
@@ -50,10 +51,10 @@ _Parsed = tuple[tuple[int, ...], bool, np.dtype]
 # NumPy compiles a header's text, and CPython 3.11 raises SystemError ("AST constructor recursion
 # depth mismatch") where two threads do so at once: twice in a day of test runs with three workers.
 _ONE_AT_A_TIME = threading.Lock()
-# The width of the header's length, and what parses the header, of each version.
-_PARSERS: dict[tuple[int, int], tuple[int, Callable[..., _Parsed]]] = {
-    (1, 0): (2, npy_format.read_array_header_1_0),
-    (2, 0): (4, npy_format.read_array_header_2_0),
+# What parses the header of each version.
+_PARSERS: dict[tuple[int, int], Callable[..., _Parsed]] = {
+    (1, 0): npy_format.read_array_header_1_0,
+    (2, 0): npy_format.read_array_header_2_0,
 }
 KEYS = "keys"
 _LONGEST_NAME = 255  # bytes in the name of a directory, on every file system in common use
@@ -208,8 +209,10 @@ class _Header:
 def _read_header(path: str, size: int, dtype: str | None) -> _Header:
     """Read the header of a file, which must agree with its ``size`` in bytes exactly."""
     with files.refusing(path), Path(path).open("rb") as file:
-        raw = _raw_header(path, file, size)
-    shape, fortran, stored = _parse(path, raw)
+        # No more of it: a length of four bytes may claim four gigabytes.
+        head = io.BytesIO(file.read(_LENGTH_ENDS + MOST_HEADER_BYTES))
+    shape, fortran, stored = _parse(path, head)
+    raw = head.getvalue()[: head.tell()]
     is_bfloat16 = dtype == "bfloat16" and stored == np.dtype("V2")
     sha256 = hashlib.sha256(raw).hexdigest()
     header = _Header(shape, stored, fortran, len(raw), is_bfloat16, sha256)
@@ -219,32 +222,16 @@ def _read_header(path: str, size: int, dtype: str | None) -> _Header:
     return header
 
 
-def _raw_header(path: str, file: BinaryIO, size: int) -> bytes:
-    start = file.read(len(MAGIC) + 2)
-    version = tuple(start[len(MAGIC) :])
-    if not start.startswith(MAGIC) or version not in _PARSERS:
-        raise _refusal(path, "NPY version 1.0 or 2.0", f"magic bytes {start!r}")
-    width, _ = _PARSERS[version]
-    length_bytes = file.read(width)
-    length = int.from_bytes(length_bytes, "little")
-    # Before it is read: a length of four bytes may claim four gigabytes.
-    if length > MOST_HEADER_BYTES:
-        expected = f"a header of at most {MOST_HEADER_BYTES} bytes"
-        raise _refusal(path, expected, f"one that claims {length} bytes")
-    text = file.read(length)
-    if len(length_bytes) < width or len(text) < length:
-        raise _refusal(path, "a whole header", f"{size} bytes; the file is truncated")
-    return start + length_bytes + text
-
-
-def _parse(path: str, raw: bytes) -> _Parsed:
-    _, parse = _PARSERS[(raw[len(MAGIC)], raw[len(MAGIC) + 1])]
+def _parse(path: str, head: BinaryIO) -> _Parsed:
+    """Parse what comes before the data, and no more."""
     try:
         with _ONE_AT_A_TIME:
-            shape, fortran, dtype = parse(io.BytesIO(raw[len(MAGIC) + 2 :]))
+            shape, fortran, dtype = _PARSERS[npy_format.read_magic(head)](head)
     except _PARSE_ERRORS as error:
-        words = " ".join(str(error).split())[:200]
-        raise _refusal(path, "a readable header", words or type(error).__name__) from error
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        most = f"of at most {MOST_HEADER_BYTES} bytes"
+        expected = f"a whole and readable header of NPY version 1.0 or 2.0, {most}"
+        raise _refusal(path, expected, words) from error
     return tuple(int(length) for length in shape), bool(fortran), dtype
 
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError, warn
+from batchnorm_tool.errors import InputError, OutputError, warn
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import ArrowSchema, Count, FileName, Record
@@ -264,6 +264,16 @@ class Table:
         for name in columns:
             if name in self.unreadable:
                 raise InputError(self.unreadable[name])
+
+    def check_apart(self, output: str) -> None:
+        """Refuse an output directory inside the input, which the next run would read."""
+        place = Path(os.path.realpath(output))
+        for file in self.files:
+            if place in Path(os.path.realpath(file.path)).parents:
+                raise OutputError(
+                    f"`output.path` is `{output}`, and the input file `{file.path}` is "
+                    "inside it. Choose an output directory outside the input."
+                )
 
 
 class _ForeignTable(NamedTuple):

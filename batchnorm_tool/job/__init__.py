@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from batchnorm_tool.errors import JobError
@@ -140,8 +139,7 @@ class Job(Section):
         Args:
             defaults: Write the keys that have their default values, too.
         """
-        values = self.model_dump(exclude_defaults=not defaults)
-        return yaml.safe_dump(loader.escape_variables(values), sort_keys=False, allow_unicode=True)
+        return loader.as_yaml(self.model_dump(exclude_defaults=not defaults))
 
     @property
     def runs_code_of_user(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from batchnorm_tool.display import printable
 from batchnorm_tool.errors import JobError
 
 _LARGEST_BYTES = 1 << 20
@@ -128,6 +129,15 @@ def expand_environment(
 def escape_variables(value: Any) -> Any:
     """Return the opposite of expanding: texts in which ``${`` would be read back as it is."""
     return map_texts(value, lambda text, _: text.replace("${", "$${"))
+
+
+def as_yaml(values: Mapping[str, object]) -> str:
+    """Return the YAML of a job file with these values; what no terminal shows is escaped in it."""
+    escaped = escape_variables(dict(values))
+    text = yaml.safe_dump(escaped, sort_keys=False, allow_unicode=True)
+    if all(printable(line) == line for line in text.splitlines()):
+        return text
+    return yaml.safe_dump(escaped, sort_keys=False)
 
 
 def map_texts(

@@ -1,6 +1,7 @@
 """What a prediction depends on beside its row, and the batch size that is chosen for it."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models.batching import Predictor, Rows
+from batchnorm_tool.models.batching import IdentityPredictor, Predictor, Rows
 from batchnorm_tool.models.cache import Key, ModelCache
 from batchnorm_tool.storage.checked_json import Positive, Record
 
@@ -300,3 +301,13 @@ def _seconds(predictor: Predictor, sample: Rows, size: int, left: float) -> list
         predictor.predict(batch)
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def rows_per_second(predictor: Predictor, sample: Rows) -> float:
+    """Return what is predicted in a second at full batches; ``inf`` of stored predictions."""
+    if predictor.batch_size is None or isinstance(predictor, IdentityPredictor):
+        return math.inf
+    batch = repeated(sample, predictor.batch_size)
+    start = time.perf_counter()
+    predictor.predict(batch)
+    return predictor.batch_size / max(time.perf_counter() - start, 1e-9)

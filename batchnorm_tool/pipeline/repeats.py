@@ -156,10 +156,7 @@ class SharedPredictions:
         return chunk.rows - len(offsets) + int((self._states[here] == _OPEN).sum())
 
     def predict(self, chunks: Sequence[Chunk], predict: Predict) -> list[Predicted]:
-        """Predict consecutive chunks, with ``predict`` those rows alone that nobody has predicted.
-
-        Where the model fails on a row, the predictions of a good one in its chunk stand in.
-        """
+        """Predict consecutive chunks: with ``predict`` those rows alone that are not known yet."""
         features = chunks[0].features
         if len(chunks) > 1:
             columns = {name: [chunk.features[name] for chunk in chunks] for name in features}
@@ -171,8 +168,6 @@ class SharedPredictions:
             rows = range(start, start + chunk.rows)
             own = {name: array[start : rows.stop] for name, array in predictions.items()}
             said = {row - start: text for row, text in failing.items() if row in rows}
-            if said:
-                _stand_in(own, said, chunk.rows)
             found.append((own, said))
         return found
 
@@ -245,13 +240,6 @@ class SharedPredictions:
             with self._changed:
                 self._states[kinds[mine]] = state
                 self._changed.notify_all()
-
-
-def _stand_in(predictions: _Arrays, failing: Mapping[int, str], rows: int) -> None:
-    """Put the first good row's predictions in place of failing ones; zeros if there is none."""
-    good = next((row for row in range(rows) if row not in failing), None)
-    for array in predictions.values():
-        array[list(failing)] = 0 if good is None else array[good]
 
 
 def _bytes(chunks: Iterable[Chunk]) -> int:

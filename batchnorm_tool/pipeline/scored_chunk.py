@@ -205,10 +205,6 @@ class Policies:
         names = {Reason.GOOD: "keep"} | {reason: policy_for(job, reason) for reason in POLICIES}
         return cls(np.array([ACTIONS.index(names[reason]) for reason in Reason], np.uint8))
 
-    def actions_for(self, faults: np.ndarray) -> np.ndarray:
-        """Return the action for each row: ``uint8[n]`` from reasons ``uint8[n]``."""
-        return self.actions[faults]
-
     @property
     def bad(self) -> np.ndarray:
         """Which reasons make a row bad: ``bool[len(Reason)]``; all but a zero vector kept."""

@@ -202,7 +202,7 @@ class Worker:
         with self._saying_where(summary.part, [chunk]):
             scored = score_chunk(chunk, predicted, self.layouts, self.timings)
         with self.timings.stage("statistics"):
-            actions = self.policies.actions_for(scored.faults)
+            actions = self.policies.actions[scored.faults]
             summary.add(scored, actions)
         if not summary.counts.failed:  # a part that breaks a policy is read on only to be counted
             with self.timings.stage("write"):

@@ -214,19 +214,15 @@ class IndexFiles:
 
     def put_document(self, document: IndexDocument) -> None:
         """Tell what the index is."""
-        with _created(self.document_path) as file:
-            file.write(document.to_document())
-            file.commit()
+        _put(self.document_path, document.to_document())
 
     def put_contract(self, contract: bytes | None) -> None:
         """Replace what a query must do alike."""
         path = self.path.with_name(f"{self.path.name}.{CONTRACT}")
         if contract is None:
             path.unlink(missing_ok=True)
-            return
-        with _created(path) as file:
-            file.write(contract)
-            file.commit()
+        else:
+            _put(path, contract)
 
     def put_index(self, index: Any) -> FileRecord:
         """Replace the index."""
@@ -254,6 +250,12 @@ class IndexFiles:
             versions = sorted(int(match[1]) for match in found if match)
             for version in versions[:-KEPT_KEYS]:
                 self.keys_path(version).unlink()
+
+
+def _put(path: Path, content: bytes) -> None:
+    with _created(path) as file:
+        file.write(content)
+        file.commit()
 
 
 def _created(path: Path) -> OutputFile:

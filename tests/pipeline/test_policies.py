@@ -56,7 +56,7 @@ def test_each_key_rules_its_reasons(key: str, reasons: list[Reason], action: str
 
 def test_rows_are_judged_by_their_reason() -> None:
     faults = np.array([0, 1, 5, 7, 0, 6], np.uint8)
-    actions = policies_of(invalid="drop", nonfinite="nullify", zero="fail").actions_for(faults)
+    actions = policies_of(invalid="drop", nonfinite="nullify", zero="fail").actions[faults]
     assert actions.tolist() == [KEEP, DROP, NULLIFY, FAIL, KEEP, NULLIFY]
 
 
@@ -89,7 +89,7 @@ def scored_of(first_row: int, faults: list[int]) -> Any:
 
 def count(tally: PartSummary, first_row: int, faults: list[int]) -> None:
     scored = scored_of(first_row, faults)
-    tally.add(scored, tally.policies.actions_for(scored.faults))
+    tally.add(scored, tally.policies.actions[scored.faults])
 
 
 def test_rows_are_counted_by_what_became_of_them() -> None:
@@ -150,7 +150,7 @@ def test_quarantine_and_failure_take_rows_out() -> None:
     tally = tally_of(policies_of(invalid="fail", nonfinite="quarantine", zero="drop"))
     count(tally, 100, [1, 5, 7, 0])
     assert tally.counts.rows_out == 1
-    assert tally.policies.actions_for(np.array([5], np.uint8)).tolist() == [QUARANTINE]
+    assert tally.policies.actions[np.array([5], np.uint8)].tolist() == [QUARANTINE]
 
 
 def test_hashes_of_a_part_keep_its_quarantined_rows_apart() -> None:

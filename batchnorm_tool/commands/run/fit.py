@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.progress import Progress
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, Interrupted, capture_warnings
@@ -54,9 +54,11 @@ def _read_mean(path: str) -> tuple[float, ...]:
     )
 
 
-def given(normalize: Normalize, outputs: Sequence[str], means: _Means) -> dict[str, Fitted] | None:
+def given(
+    normalize: Normalize, outputs: Sequence[Field], means: _Means
+) -> dict[str, Fitted] | None:
     """Return what is known of outputs before a row is read: the directions of files, if any."""
-    asked = {name: normalize.options_for(name).project_mean or "" for name in outputs}
+    asked = {each.name: normalize.options_for(each.name).project_mean or "" for each in outputs}
     return {name: Fitted(means[path]) for name, path in asked.items() if path in means} or None
 
 

@@ -1,8 +1,6 @@
 """From a job to its plan: look at input and model, and make every choice that is left open."""
 
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +15,7 @@ from batchnorm_tool import environment, features, models
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress, loading_model
 from batchnorm_tool.commands.run import fit as fitting
-from batchnorm_tool.errors import InputError, JobError, OutputError, Refused, capture_warnings
+from batchnorm_tool.errors import InputError, JobError, Refused, capture_warnings
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
@@ -27,20 +25,14 @@ from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import IdentityPredictor, Predictor, backend_name
 from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
 from batchnorm_tool.models.conversion import ConversionRequest
-from batchnorm_tool.norms.output_spec import OutputSpec
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
-from batchnorm_tool.pipeline.output_schema import Fitted
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.storage import checked_json
 
 # Rows that are read to see what the model makes of them, and to time it.
 _SAMPLE_ROWS = 256
-# And to compare what two back ends make of them.
-# Features and vectors of one chunk: small enough for the cache that cores share, large enough that
-# what Python does for each (3 ms, in which no other thread runs Python) disappears.
-_CHUNK_BYTES = 8 * 2**20
 _STORED_BATCH = 4096
 # Parts are multiples of it where batches may be of any size.
 _GRID_ROWS = 1024
@@ -48,7 +40,6 @@ _GRID_ROWS = 1024
 T = TypeVar("T")
 _Sample = dict[str, np.ndarray]
 _Columns = dict[str, tuple[str, ...]]
-_Layouts = Sequence[OutputSpec]
 
 
 @dataclass
@@ -82,7 +73,7 @@ class Preparation:
             environment.leave_out_pandas()
         with capture_warnings(self._warnings.append), self.progress.stage("looking at the input"):
             self.table = inputs_table.open_table(self.job.input)
-        _check_apart(self.job, self.table)
+        self.table.check_apart(self.job.output.path)
         self._means = fitting.read_means(self.job.normalize)
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
@@ -157,10 +148,6 @@ class Preparation:
             fitted = fitting.fit(self._plan_of(resolved), self.predictor(), self.progress)
         return replace(resolved, fitted=fitted)
 
-    def _given(self, outputs: Sequence[Field]) -> dict[str, Fitted] | None:
-        """Return the directions that the job names files of."""
-        return fitting.given(self.job.normalize, [each.name for each in outputs], self._means)
-
     def _plan_of(self, resolved: ResolvedOptions, warnings: tuple[str, ...] = ()) -> Plan:
         return Plan(
             job=self.job,
@@ -174,7 +161,8 @@ class Preparation:
 
     def _check_columns(self, carried: pa.Schema, outputs: Sequence[Field]) -> None:
         """Refuse names of columns and files that cannot be beside one another."""
-        layouts = output_schema.output_specs(self.job, outputs, self._given(outputs))
+        given = fitting.given(self.job.normalize, outputs, self._means)
+        layouts = output_schema.output_specs(self.job, outputs, given)
         output_schema.output_schema(carried, layouts)
         output_schema.directories((), layouts, self.job.output.format)
 
@@ -194,6 +182,7 @@ class Preparation:
         features = before.features
         if signature is not None:
             outputs, features = signature
+        given = fitting.given(self.job.normalize, outputs, self._means)
         resolved = replace(
             before,
             part_rows=before.part_rows if part_rows == "auto" else part_rows,
@@ -201,7 +190,7 @@ class Preparation:
             features=features,
             model_content=self.content,
             transform=self.transform_sha256,
-            fitted={**(before.fitted or {}), **(self._given(outputs) or {})} or None,
+            fitted={**(before.fitted or {}), **(given or {})} or None,
         )
         return self._plan_of(resolved)
 
@@ -232,8 +221,7 @@ class Preparation:
 
     def warnings(self, resolved: ResolvedOptions) -> tuple[str, ...]:
         """Return what a person should know, whether the choices are new or were made earlier."""
-        layouts = resolved.layouts(self.job)
-        return tuple(dict.fromkeys(self._findings(resolved, layouts)))
+        return tuple(dict.fromkeys(self._findings(resolved)))
 
     def kept_choices(self) -> ResolvedOptions:
         """Return the choices of an earlier dry run of the same, or make and keep them.
@@ -303,14 +291,14 @@ class Preparation:
         model = self.predictor()
         return replace(choices, device=model.device, threads=model.threads, backend=model.backend)
 
-    def _findings(self, resolved: ResolvedOptions, layouts: _Layouts) -> Iterator[str]:
+    def _findings(self, resolved: ResolvedOptions) -> Iterator[str]:
         yield from self._warnings
         found: list[str] = []
         with capture_warnings(found.append):
             columns = self._match(resolved.inputs if self.job.model is not None else ())
             self._sample(columns, resolved.inputs)
         yield from found
-        yield from output_schema.single_number_warnings(layouts)
+        yield from output_schema.single_number_warnings(resolved.layouts(self.job))
         yield from fitting.missing_means(self.job.normalize, resolved.fitted or {})
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
@@ -391,7 +379,7 @@ class Preparation:
                 f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
                 f"whole batches in every part. Set it to a multiple of {batch_size}, or to auto."
             )
-        fitted = self._given(outputs)
+        fitted = fitting.given(self.job.normalize, outputs, self._means)
         layouts = output_schema.output_specs(self.job, outputs, fitted)
         row_bytes = planning.written_bytes(layouts)
         sample_bytes = sum(array[:1].nbytes for array in sample.values())
@@ -399,7 +387,7 @@ class Preparation:
         free = model.backend is not None and model.backend.independent
         if part_rows == "auto":
             timed = model.with_batch_size(_GRID_ROWS) if free and not model.batch_size else sized
-            rate = self._rows_per_second(timed, sample)
+            rate = placement.rows_per_second(timed, sample)
             part_rows = planning.choose_part_rows(
                 _GRID_ROWS if free else batch_size,
                 self.rows,
@@ -408,7 +396,7 @@ class Preparation:
             )
         return ResolvedOptions(
             batch_size=batch_size,
-            chunk_rows=_chunk_rows(
+            chunk_rows=planning.choose_chunk_rows(
                 placement.SMALLEST if free else batch_size, part_rows, row_bytes + sample_bytes
             ),
             part_rows=part_rows,
@@ -496,15 +484,6 @@ class Preparation:
             rows = max(self.rows, self.least_rows)
             return placement.remembered_batch_size(model, sample, rows, named)
 
-    def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
-        """Return what one worker predicts in a second, at full batches."""
-        if self.job.model is None or model.batch_size is None:
-            return math.inf
-        batch = placement.repeated(sample, model.batch_size)
-        start = time.perf_counter()
-        model.predict(batch)
-        return model.batch_size / max(time.perf_counter() - start, 1e-9)
-
 
 def proof_rows(job: Job, limit: int | None, inputs: tuple[Field, ...]) -> _Sample:
     """Return the first good rows as a model takes them, to compare back ends on."""
@@ -518,21 +497,3 @@ def _with_key(job: Job, table: Table) -> Job:
         return job
     key = table.keys[0] if len(table.keys) == 1 else list(table.keys)
     return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
-
-
-def _chunk_rows(rows: int, part_rows: int, row_bytes: int) -> int:
-    """Return the largest power-of-two multiple of the rows given that fits a chunk and a part."""
-    while 2 * rows * row_bytes <= _CHUNK_BYTES and 2 * rows <= part_rows:
-        rows *= 2
-    return rows
-
-
-def _check_apart(job: Job, table: Table) -> None:
-    """Refuse an output inside the input, which the next run would read."""
-    output = Path(os.path.realpath(job.output.path))
-    for file in table.files:
-        if output in Path(os.path.realpath(file.path)).parents:
-            raise OutputError(
-                f"`output.path` is `{job.output.path}`, and the input file `{file.path}` is "
-                "inside it. Choose an output directory outside the input."
-            )
