@@ -118,10 +118,12 @@ def expand_environment(
 
     def expand(text: str, keys: tuple[str, ...]) -> str | None:
         try:
-            return _expanded(text, environment)
+            found = _VARIABLE.sub(lambda match: _value_of(match, environment), text)
         except JobError as error:
             complaints[".".join(keys)] = error.message
             return text
+        whole = _VARIABLE.fullmatch(text)
+        return None if whole and not whole[1] and not found else found
 
     return map_texts(dict(data), expand), complaints
 
@@ -149,12 +151,6 @@ def map_texts(
     if isinstance(value, list):
         return [map_texts(item, change, keys) for item in value]
     return change(value, keys) if isinstance(value, str) else value
-
-
-def _expanded(text: str, environment: Mapping[str, str]) -> str | None:
-    result = _VARIABLE.sub(lambda match: _value_of(match, environment), text)
-    whole = _VARIABLE.fullmatch(text)
-    return None if whole and not whole[1] and not result else result
 
 
 def _value_of(match: re.Match[str], environment: Mapping[str, str]) -> str:

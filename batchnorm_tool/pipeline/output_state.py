@@ -1,7 +1,7 @@
 """What stands in an output before a run: nothing, a finished result, one under way, or neither."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
@@ -201,12 +201,7 @@ def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:
 
 def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozenset[str]]:
     """Return the finished parts that stay as they are under ``plan``, with their files' paths."""
-    records = _finished(storage, before, plan)
-    return {record.part: frozenset(file.path for file in record.files) for record in records}
-
-
-def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord]:
-    changed = reasons_judged_otherwise(before.job, plan.job)
+    changed, kept = reasons_judged_otherwise(before.job, plan.job), dict[int, frozenset[str]]()
     for name in storage.names(RECORDS):
         number = int(name.partition(".")[0])
         record = manifests.read_record(storage, number)
@@ -214,7 +209,8 @@ def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord
             continue
         # A part without a row of the changed reasons would come out the same: its work is kept.
         if not changed & set(record.reasons) and _is_whole(storage, record):
-            yield record
+            kept[number] = frozenset(file.path for file in record.files)
+    return kept
 
 
 def reasons_judged_otherwise(before: Job, job: Job) -> set[str]:
@@ -265,13 +261,7 @@ def discard_parts(storage: Storage, kept: Mapping[int, frozenset[str]]) -> None:
     # Their files too: made again under another policy, a part may have fewer of them, and what
     # remained would be published with the rest of its directory.
     wanted: set[str] = set().union(*kept.values())
-    for directory in storage.names(STATE):
-        if directory not in _NOT_STAGED:
-            _remove_unwanted(storage, directory, wanted)
-
-
-def _remove_unwanted(storage: Storage, directory: str, wanted: set[str]) -> None:
-    for name in storage.names(storage.staged(directory)):
-        path = f"{directory}/{name}"
-        if path not in wanted:
-            storage.remove(storage.staged(path))
+    for directory in {*storage.names(STATE)} - {*_NOT_STAGED}:
+        for name in storage.names(storage.staged(directory)):
+            if f"{directory}/{name}" not in wanted:
+                storage.remove(storage.staged(f"{directory}/{name}"))
