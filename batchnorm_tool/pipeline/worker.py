@@ -11,9 +11,10 @@ whoever calls it, in whatever order, leaves the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,15 +44,19 @@ from batchnorm_tool.pipeline.scored_chunk import (
 from batchnorm_tool.pipeline.timing import StageTimings
 from batchnorm_tool.storage import Storage
 
+_Made = TypeVar("_Made")
 if TYPE_CHECKING:
     from batchnorm_tool.models.backends import DeviceName
 
 
 class ChunkReader:
-    """The reader of a plan's parts, chunk by chunk, as a model sees them; threads may share it."""
+    """The reader of a plan's parts, chunk by chunk, as a model sees them; threads may share it.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    Unless it ``carries`` key and passed-through columns, features alone are read.
+    """
+
+    def __init__(self, plan: Plan, *, carries: bool = True) -> None:
+        self._plan, self._carried = plan, plan.resolved.carried if carries else pa.schema([])
         self._reader = FeatureReader(
             plan.resolved.features,
             plan.resolved.inputs,
@@ -61,32 +66,44 @@ class ChunkReader:
 
     def read(self, part: Part) -> Iterator[Chunk]:
         """Yield the part's rows in chunks on a grid that starts at its first row."""
-        for row, table in self._tables(part, self._columns):
-            arrays, faults = self._reader.read(table)
-            yield Chunk(row, self._carry(table, row), arrays, faults)
-
-    def read_features(self, part: Part) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Yield the features and faults of the same chunks; nothing else is read."""
-        for _, table in self._tables(part, self._feeding):
-            yield self._reader.read(table)
-
-    def _tables(self, part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, pa.Table]]:
         most = self._plan.resolved.chunk_rows
-        batches = read_slices(self._plan.files, part.slices, columns, most)
+        batches = read_slices(self._plan.files, part.slices, self._columns, most)
         # On a grid that begins with the part, however files and row groups are cut: a row's place
         # in its batch decides its last bits.
-        yield from numbered(regrouped(batches, most), part.first_row)
+        for row, table in numbered(regrouped(batches, most), part.first_row):
+            yield Chunk(row, self._carry(table, row), *self._reader.read(table))
 
-    @cached_property
-    def _feeding(self) -> tuple[str, ...]:
-        """The columns of the features, each once."""
-        return names_in(self._plan.resolved.features)
+    def over(
+        self,
+        parts: Iterable[Part],
+        make: Callable[[Part, Iterator[Chunk]], _Made],
+        advance: Callable[[int], None],
+        threads: int | None = None,
+    ) -> Generator[_Made, None, None]:
+        """Yield what is made of the chunks of each part, in order; several threads work meanwhile.
+
+        What is to be said of rows is not said here, but when they are scored.
+        """
+        stop = threading.Event()
+
+        def chunks(part: Part) -> Iterator[Chunk]:
+            for chunk in self.read(part):
+                if stop.is_set():
+                    raise Interrupted("Stopped while reading rows; run the same command again.")
+                yield chunk
+                advance(chunk.rows)
+
+        def made(part: Part) -> _Made:
+            with errors.capture_warnings(lambda _: None):
+                return make(part, chunks(part))
+
+        return environment.map_in_order(made, parts, threads, stop.set)
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:
         """What is read: carried columns and features, each once."""
-        carried = [name for name in self._plan.resolved.carried.names if self._is_stored(name)]
-        return tuple(dict.fromkeys([*carried, *self._feeding]))
+        carried = [name for name in self._carried.names if self._is_stored(name)]
+        return tuple(dict.fromkeys([*carried, *names_in(self._plan.resolved.features)]))
 
     @cached_property
     def keys(self) -> int:
@@ -102,9 +119,9 @@ class ChunkReader:
             table[name]
             if self._is_stored(name)
             else pa.array(np.arange(first_row, first_row + table.num_rows))
-            for name in self._plan.resolved.carried.names
+            for name in self._carried.names
         ]
-        return pa.table(columns, schema=self._plan.resolved.carried)
+        return pa.table(columns, schema=self._carried)
 
 
 class Worker:

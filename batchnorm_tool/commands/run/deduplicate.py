@@ -1,16 +1,16 @@
 """Rows of a run that have the same features, found before the work so that it does each once."""
 
 import contextlib
-import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from batchnorm_tool.chunk import Chunk
 from batchnorm_tool.commands.progress import Progress
 from batchnorm_tool.commands.run.prepare import Preparation
-from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.errors import Interrupted, capture_warnings
+from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.inputs.row_hash import feature_hashes
 from batchnorm_tool.pipeline.plan import Plan
 from batchnorm_tool.pipeline.repeats import Repeats
@@ -71,20 +71,13 @@ def _hindrance(preparation: Preparation, plan: Plan) -> str | None:
 
 def _find(plan: Plan, progress: Progress) -> Repeats:
     """Hash the features of all rows, on all cores, and find those that repeat."""
-    reader, stop = ChunkReader(plan), threading.Event()
 
-    def hashes(number: int) -> np.ndarray:
-        found = [np.empty((0, 16), np.uint8)]
-        # What is to be said of the rows is said when they are scored.
-        with capture_warnings(lambda _: None):
-            for arrays, faults in reader.read_features(plan.part(number)):
-                if stop.is_set():
-                    raise Interrupted("Stopped while looking for rows that repeat; run again.")
-                found.append(feature_hashes(arrays, faults))
-                progress.advance(len(faults))
-        return np.concatenate(found)
+    def hashes(_: Part, chunks: Iterator[Chunk]) -> np.ndarray:
+        found = (feature_hashes(chunk.features, chunk.faults) for chunk in chunks)
+        return np.concatenate([np.empty((0, 16), np.uint8), *found])
 
-    read = map_in_order(hashes, range(plan.part_count), stop=stop.set)
+    parts = map(plan.part, range(plan.part_count))
+    read = ChunkReader(plan, carries=False).over(parts, hashes, progress.advance)
     with progress.work(plan.rows, 0), contextlib.closing(read):
         blocks = ((plan.part(number).first_row, block) for number, block in enumerate(read))
         return Repeats.of(blocks, plan.rows)

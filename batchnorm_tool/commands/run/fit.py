@@ -6,7 +6,6 @@ Both come out the same however the rows are split, and so do not depend on parts
 import contextlib
 import functools
 import operator
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -14,11 +13,11 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.commands.progress import Progress
-from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.errors import InputError, Interrupted, capture_warnings
+from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import npy
+from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.job import Normalize
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.norms.normalization import DirectionSum, int8_scale, unit_direction
@@ -126,31 +125,29 @@ class _Pass:
         merge: Callable[[_Measured, _Measured], _Measured],
     ) -> dict[str, _Measured]:
         """Return what is measured of the vectors of some outputs; of no rows, nothing."""
-        stop, workers = threading.Event(), self.plan.job.engine.workers
+        workers = self.plan.job.engine.workers
         model = self.predictor.with_batch_size(self.plan.resolved.batch_size)
-        layouts, reader = self.plan.resolved.layouts(self.plan.job), ChunkReader(self.plan)
+        layouts = self.plan.resolved.layouts(self.plan.job)
+        reader = ChunkReader(self.plan, carries=False)
         chosen = [layout for layout in layouts if layout.name in names]
 
         def both(one: list[_Measured], other: list[_Measured]) -> list[_Measured]:
             return [*map(merge, one, other)] if one and other else one or other
 
-        def measured(number: int) -> list[_Measured]:
+        def measured(_: Part, chunks: Iterator[Chunk]) -> list[_Measured]:
             found: list[_Measured] = []
-            # What is to be said of the rows is said when they are scored.
-            with capture_warnings(lambda _: None):
-                for features, faults in reader.read_features(self.plan.part(number)):
-                    if stop.is_set():
-                        raise Interrupted("Stopped while fitting to the rows; run again.")
-                    raw, failing = predict_rows(model, layouts, features)
-                    good = (faults == Reason.GOOD) & ~np.isin(np.arange(len(faults)), [*failing])
-                    found = both(found, [measure(one, _kept(raw, one, good)) for one in chosen])
-                    self.progress.advance(len(faults))
+            for chunk in chunks:
+                raw, failing = predict_rows(model, layouts, chunk.features)
+                failed = np.isin(np.arange(chunk.rows), [*failing])
+                good = (chunk.faults == Reason.GOOD) & ~failed
+                found = both(found, [measure(one, _kept(raw, one, good)) for one in chosen])
             return found
 
         threads = None if workers == "auto" else workers
-        parts = map_in_order(measured, range(self.plan.part_count), threads, stop.set)
-        with self.progress.work(self.plan.rows, 0), contextlib.closing(parts):
-            total = functools.reduce(both, parts)
+        parts = map(self.plan.part, range(self.plan.part_count))
+        done = reader.over(parts, measured, self.progress.advance, threads)
+        with self.progress.work(self.plan.rows, 0), contextlib.closing(done):
+            total = functools.reduce(both, done)
         return dict(zip([layout.name for layout in chosen], total, strict=bool(total)))
 
 

@@ -6,28 +6,17 @@ what the same command finishes.
 """
 
 import contextlib
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk import Chunk, Reason
 from batchnorm_tool.commands.progress import Progress
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import did_you_mean, plural
-from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.errors import (
-    FRESH,
-    RECREATE,
-    InputError,
-    Interrupted,
-    JobError,
-    Lines,
-    OutputError,
-    capture_warnings,
-)
+from batchnorm_tool.errors import FRESH, RECREATE, InputError, JobError, Lines, OutputError
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.pipeline import output_state
@@ -240,12 +229,11 @@ class _Check:
     storage: Storage
     asked: Collection[str]
     progress: Progress
-    stop: threading.Event = field(default_factory=threading.Event)
 
     def check_rows(self, recorded: Mapping[int, Mapping[str, str]]) -> None:
         """Read all parts in changed files, and refuse other rows than those that may change."""
         parts = list(filter(self._changed, map(self.plan.part, range(self.plan.part_count))))
-        found = map_in_order(self._hashes, parts, stop=self.stop.set)
+        found = ChunkReader(self.plan).over(parts, self._hashes, self.progress.advance)
         lines = []
         with self.progress.work(sum(part.rows for part in parts), 0), contextlib.closing(found):
             for part, hashes in zip(parts, found, strict=True):
@@ -277,16 +265,12 @@ class _Check:
             what = f"rows in quarantine for {', '.join(sorted(other))}, which is not asked for,"
         return f"  {'; '.join(places)} (part {part.number}): {what} changed"
 
-    def _hashes(self, part: Part) -> dict[str, str]:
+    def _hashes(self, part: Part, chunks: Iterator[Chunk]) -> dict[str, str]:
         """Hash the rows of a part as its worker did, those in quarantine apart."""
         quarantined, found = self._quarantined(part), PartHashes()
-        with capture_warnings(lambda _: None):  # said when the part is done again, if it is
-            for chunk in ChunkReader(self.plan).read(part):
-                if self.stop.is_set():
-                    raise Interrupted("Stopped while comparing rows. Nothing was written.")
-                start = chunk.first_row - part.first_row
-                found.add(chunk, quarantined[start : start + chunk.rows])
-                self.progress.advance(chunk.rows)
+        for chunk in chunks:
+            start = chunk.first_row - part.first_row
+            found.add(chunk, quarantined[start : start + chunk.rows])
         return found.to_dict()
 
     def _quarantined(self, part: Part) -> np.ndarray:
