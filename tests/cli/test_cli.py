@@ -245,5 +245,5 @@ def test_the_package_is_a_program() -> None:
 
 def test_schema_describes_every_section() -> None:
     schema = json.loads(invoke("schema").stdout)
-    sections = {"input", "model", "normalize", "output", "engine", "store", "gate", "publish"}
-    assert set(schema["properties"]) == sections
+    sections = {"input", "model", "normalize", "output", "contract", "engine", "store", "gate"}
+    assert set(schema["properties"]) == sections | {"publish"}
