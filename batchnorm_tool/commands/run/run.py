@@ -9,8 +9,7 @@ from typing import Any
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.contracts import contract_of, find_canaries
-from batchnorm_tool.commands.run.deduplicate import deduplicate
-from batchnorm_tool.commands.run.execute import execute
+from batchnorm_tool.commands.run.execute import deduplicate, execute
 from batchnorm_tool.commands.run.fit import is_fitted
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.commands.run.retry import Retry, begin_retry, check_reasons, plan_retry

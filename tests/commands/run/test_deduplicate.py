@@ -18,7 +18,7 @@ import pytest
 from keras import layers
 
 from batchnorm_tool import verify
-from batchnorm_tool.commands.run import deduplicate
+from batchnorm_tool.commands.run import execute
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.errors import JobError, WorkFailed
@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on_and_counts_the_same(
     files, expected = tree(Path(whole.path)), left(whole, remove=True)
     hashed: list[int] = []
     with monkeypatch.context() as patched:
-        real, real_hashes = Worker.process_part, deduplicate.feature_hashes
+        real, real_hashes = Worker.process_part, execute.feature_hashes
 
         def process_part(self: Worker, number: int, *more: Any) -> Any:
             if number == 4:
@@ -187,7 +187,7 @@ def test_a_stopped_run_goes_on_and_counts_the_same(
             hashed.append(len(faults))
             return real_hashes(features, faults)
 
-        patched.setattr(deduplicate, "feature_hashes", hashes)
+        patched.setattr(execute, "feature_hashes", hashes)
         patched.setattr(Worker, "process_part", process_part)
         with pytest.raises(WorkFailed, match="stopped here"):
             start(deduplicate=before)
@@ -219,7 +219,7 @@ def test_what_only_has_to_be_published_needs_no_model(
         with pytest.raises(WorkFailed):
             start(deduplicate=True)
     monkeypatch.setattr(Preparation, "predictor", stopped)
-    monkeypatch.setattr(deduplicate, "feature_hashes", stopped)
+    monkeypatch.setattr(execute, "feature_hashes", stopped)
     assert tree(Path(start(deduplicate=True).path)) == files
 
 
