@@ -112,6 +112,10 @@ class _Command(click.Command):
         terminal = Terminal(as_json=as_json, quiet=quiet, json_logs=json_logs, run_id=run_id)
         ctx.params["terminal"] = terminal
         with _ExitCodes(terminal, keeps=self._keeps, debug=debug):
+            if "wait" in ctx.params:
+                ctx.params["wait_seconds"] = flags.seconds_of(ctx.params.pop("wait"))
+            if "progress" in ctx.params:
+                ctx.params["progress"] = terminal.progress(ctx.params["progress"])
             return super().invoke(ctx)
 
 
@@ -308,9 +312,9 @@ def refresh_command(terminal: Terminal, job_file: str, **options: Any) -> None:
         result = refresh(
             job,
             retry_quarantined=options["retry_quarantined"],
-            wait_seconds=flags.seconds_of(options["wait"]),
+            wait_seconds=options["wait_seconds"],
             metrics_file=options["metrics_file"],
-            progress=terminal.progress(options["progress"]),
+            progress=options["progress"],
             announce=terminal.announce,
             run_id=terminal.run_id,
         )
@@ -335,15 +339,7 @@ def accept_command(terminal: Terminal, store: str, version: int, **options: Any)
     """
     from batchnorm_tool.commands.refresh.decisions import accept
 
-    result = accept(
-        store,
-        version,
-        wait_seconds=flags.seconds_of(options["wait"]),
-        metrics_file=options["metrics_file"],
-        progress=terminal.progress(options["progress"]),
-        note=options["note"],
-    )
-    terminal.print_refresh(result)
+    terminal.print_refresh(accept(store, version, **options))
 
 
 @cli.command("rollback", is_attempt=True)
@@ -358,23 +354,18 @@ def rollback_command(terminal: Terminal, store: str, to: int | None, **options: 
     """
     from batchnorm_tool.commands.refresh.decisions import rollback
 
-    result = rollback(
-        store,
-        to,
-        wait_seconds=flags.seconds_of(options["wait"]),
-        metrics_file=options["metrics_file"],
-    )
-    terminal.print_refresh(result)
+    asked = {name: options[name] for name in ("wait_seconds", "metrics_file")}
+    terminal.print_refresh(rollback(store, to, **asked))
 
 
 @cli.command("release", is_attempt=True)
 @click.argument("store", metavar="STORE")
 @flags.WAIT
-def release_command(terminal: Terminal, store: str, wait: str | None) -> None:
+def release_command(terminal: Terminal, store: str, wait_seconds: float) -> None:
     """End the hold after a rollback: the next refresh publishes again."""
     from batchnorm_tool.commands.refresh.decisions import end_hold
 
-    terminal.print_release(end_hold(store, wait_seconds=flags.seconds_of(wait)))
+    terminal.print_release(end_hold(store, wait_seconds=wait_seconds))
 
 
 @cli.command("history", keeps=False)
@@ -469,21 +460,14 @@ def _work(terminal: Terminal, job: Job, options: dict[str, Any], *, shorthand: b
             asked = {name: options[name] for name in ("reason", "fresh", "limit")}
             terminal.print_retry(plan_run_again(job, **asked))
         else:
-            seen = terminal.progress(options["progress"])
-            terminal.print_plan(plan_run(job, limit=options["limit"], progress=seen))
+            asked = {name: options[name] for name in ("limit", "progress")}
+            terminal.print_plan(plan_run(job, **asked))
     else:
         from batchnorm_tool.commands.run.run import run
 
-        result = run(
-            job,
-            fresh=options["fresh"],
-            limit=options["limit"],
-            wait_seconds=flags.seconds_of(options["wait"]),
-            check_input=options["check_input"],
-            retry_quarantined=options["retry_quarantined"],
-            reason=options["reason"],
-            progress=terminal.progress(options["progress"]),
-        )
+        names = ("fresh", "limit", "wait_seconds", "check_input", "retry_quarantined", "reason")
+        asked = {name: options[name] for name in (*names, "progress")}
+        result = run(job, **asked)
         terminal.print_run(result, job if shorthand else None, profile=options["profile"])
 
 
