@@ -38,7 +38,8 @@ def framed(
     words: ChartText, plot: Plot, marks: Iterable[Html], legend: Iterable[Html] = ()
 ) -> Html:
     """Draw a chart: axes, the marks between them, and a legend above."""
-    pieces = [*svg.scaffold(plot), *marks, svg.base_line(plot), *legend]
+    x_axis = svg.rule((plot.left, plot.right), (plot.bottom, plot.bottom))
+    pieces = [*svg.scaffold(plot), *marks, x_axis, *legend]
     return svg.drawing(words, plot.frame, pieces)
 
 
@@ -213,17 +214,15 @@ def interval_chart(
     several = len(series.values) > 1
     shown = {label: series.styles[label] for label in series.values if several}
     plot = Plot(*axes, frame, svg.legend_rows(shown, frame))
+    room = (plot.right - plot.left) / max(plot.x.high, 1)
+    number = len(series.values)
+    step = min(_WIDEST_STEP, _SHARE * room / max(number, 1))
     marks = (
         mark
         for index, label in enumerate(series.values)
-        for mark in _series(plot, series, label, _shift(plot, index, len(series.values)))
+        for mark in _series(plot, series, label, (index - (number - 1) / 2) * step)
     )
     return framed(words, plot, marks, svg.legend(shown, frame, marked=True))
-
-
-def _shift(plot: Plot, index: int, series: int) -> float:
-    room = (plot.right - plot.left) / max(plot.x.high, 1)
-    return (index - (series - 1) / 2) * min(_WIDEST_STEP, _SHARE * room / series)
 
 
 def _series(plot: Plot, series: IntervalSeries, label: str, shift: float) -> Iterator[Html]:
@@ -256,16 +255,12 @@ def _point(plot: Plot, style: SeriesStyle, place: tuple[float, Interval], said: 
     whisker = None
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         words += f", 95 % interval {interval.low:.4f} to {interval.high:.4f}"
-        whisker = _whisker(plot, style, x, interval)
+        low, high = pixels(plot.down(interval.low)), pixels(plot.down(interval.high))
+        left, cap = pixels(x - _CAP), f"h{2 * _CAP}"
+        lines = f"M{left},{low}{cap}M{pixels(x)},{low}V{high}M{left},{high}{cap}"
+        whisker = svg.path(lines, "whisker", stroke=style.colour, stroke_width="1.5")
     middle = svg.marker(style, x, plot.down(interval.value))
     return tag("g", tag("title", words), whisker, middle, class_="point")
-
-
-def _whisker(plot: Plot, style: SeriesStyle, x: float, interval: Interval) -> Html:
-    low, high = pixels(plot.down(interval.low)), pixels(plot.down(interval.high))
-    left, cap = pixels(x - _CAP), f"h{2 * _CAP}"
-    place = f"M{left},{low}{cap}M{pixels(x)},{low}V{high}M{left},{high}{cap}"
-    return svg.path(place, "whisker", stroke=style.colour, stroke_width="1.5")
 
 
 @dataclass(frozen=True)

@@ -238,13 +238,10 @@ def _bars(values: Sequence[float]) -> Iterator[charts.Bar]:
     for start in range(0, len(values), group):
         piece = [value for value in values[start : start + group] if math.isfinite(value)]
         end = min(start + group, len(values))
+        name = f"dimension {start}" if end - start == 1 else f"dimensions {start} to {end - 1}"
         # A group reaches to both of its extremes, so that no dimension is averaged away.
         for extreme in sorted({min(piece, default=0.0), max(piece, default=0.0)}):
-            yield charts.Bar(start, end, extreme, f"{_label(start, end - 1)}: {signed(extreme)}")
-
-
-def _label(first: int, last: int) -> str:
-    return f"dimension {first}" if first == last else f"dimensions {first} to {last}"
+            yield charts.Bar(start, end, extreme, f"{name}: {signed(extreme)}")
 
 
 def _remarks(values: Sequence[float]) -> Iterator[str]:

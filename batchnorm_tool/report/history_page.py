@@ -321,18 +321,14 @@ def _draw_outcomes(
     axes = _versions(records), _Lanes.of("", lanes)
     # The label of the y axis, above, is empty: the frame is moved up by its height.
     plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66))
-    bars = (
-        _outcome(plot, place, lanes.index(its), f"version {record.version}: {its}")
-        for place, (record, its) in enumerate(zip(records, outcomes, strict=True))
-    )
+    bars = []
+    for place, (record, its) in enumerate(zip(records, outcomes, strict=True)):
+        left, right = plot.across(place), plot.across(place + 1)
+        gap = 2.0 if right - left > svg.LETTER else 0.0
+        top, width = plot.down(plot.y.high - lanes.index(its)) + 5, max(right - left - gap, 1.0)
+        box = left + gap / 2, top, width, _LANE - 10
+        bars.append(svg.box(box, "bar", f"version {record.version}: {its}", radius=2))
     return charts.framed(words, plot, bars)
-
-
-def _outcome(plot: Plot, place: int, lane: int, said: str) -> Html:
-    left, right = plot.across(place), plot.across(place + 1)
-    gap = 2.0 if right - left > svg.LETTER else 0.0
-    top, width = plot.down(plot.y.high - lane) + 5, max(right - left - gap, 1.0)
-    return svg.box((left + gap / 2, top, width, _LANE - 10), "bar", said, radius=2)
 
 
 @dataclass(frozen=True)

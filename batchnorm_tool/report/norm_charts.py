@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -72,25 +73,21 @@ def norm_overlay(
         label: [100 * amount / norms[label].count for amount in its.counts]
         for label, its in bins.items()
     }
-    top = _top(shares)
+    peaks = {label: max(values) for label, values in shares.items()}
+    *_, second, highest = [math.inf, *sorted(peaks.values())]
+    top = min(highest, _TALLEST * second) or 1.0
     axes = _axis(first, measure), Axis("vectors, %", 0, top * _HEADROOM)
     said = " ".join(f"{label}: {_described(stats, 'norm')}" for label, stats in norms.items())
     outlines = charts.Outlines(first.edges, shares, styles)
     draw = partial(charts.outline_chart, axes=axes, outlines=outlines)
-    notes = [*_cut(shares, top), *_outside(norms, bins)]
+    cut = [
+        f"Cut at the top: the highest bar of {label} holds {peak:.1f} %."
+        for label, peak in peaks.items()
+        if peak > top
+    ]
+    notes = [*cut, *_outside(norms, bins)]
     data = _bin_table(title, bins, empty=False)
     return page.chart(ChartText("norms", title, said), draw, notes, data)
-
-
-def _top(shares: Mapping[str, list[float]]) -> float:
-    peaks = sorted(map(max, shares.values()))
-    return peaks[-1] if len(peaks) == 1 else min(peaks[-1], _TALLEST * peaks[-2]) or 1.0
-
-
-def _cut(shares: Mapping[str, list[float]], top: float) -> Iterator[str]:
-    for label, values in shares.items():
-        if max(values) > top:
-            yield f"Cut at the top: the highest bar of {label} holds {max(values):.1f} %."
 
 
 def _outside(norms: Mapping[str, NormStats], bins: Mapping[str, NormBins]) -> Iterator[str]:

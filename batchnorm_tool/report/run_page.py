@@ -24,7 +24,7 @@ from batchnorm_tool.report.text_run import norm_shown
 
 if TYPE_CHECKING:
     from batchnorm_tool.norms.stats import DimensionStats
-    from batchnorm_tool.pipeline.manifest import Manifest, PartEntry
+    from batchnorm_tool.pipeline.manifest import Manifest
 
 Int64s = np.ndarray
 # More steps than this are thinner than two pixels of a wide chart.
@@ -167,19 +167,14 @@ def _inputs(manifest: Manifest) -> Html:
 def _parts(manifest: Manifest) -> Html:
     amounts = ("part", "first_row", "rows_in", "rows_out")
     headings = ("part", "first row", "rows in", "rows out", "size", "files, with their SHA-256")
-    rows = [
-        [count(getattr(part, name)) for name in amounts]
-        + [size(sum(file.bytes for file in part.files)), _files(part)]
-        for part in manifest.parts
-    ]
+    rows = []
+    for part in manifest.parts:
+        bytes_ = size(sum(file.bytes for file in part.files))
+        lines = (
+            tag("div", page.code(file.path), " ", page.identity(file.sha256)) for file in part.files
+        )
+        rows.append([*(count(getattr(part, name)) for name in amounts), bytes_, join(*lines)])
     return page.section("Parts", page.table("Parts in order", headings, rows, "rrrrrl"))
-
-
-def _files(part: PartEntry) -> Html:
-    lines = (
-        tag("div", page.code(file.path), " ", page.identity(file.sha256)) for file in part.files
-    )
-    return join(*lines)
 
 
 @dataclass(frozen=True)

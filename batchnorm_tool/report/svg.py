@@ -245,11 +245,6 @@ def rule(across: tuple[float, float], down: tuple[float, float], opacity: str = 
     return tag("line", stroke="currentColor", stroke_opacity=opacity, **places)
 
 
-def base_line(plot: Plot) -> Html:
-    """Draw the x axis."""
-    return rule((plot.left, plot.right), (plot.bottom, plot.bottom))
-
-
 def text(words: object, x: float, y: float, anchor: str, *, muted: bool = False) -> Html:
     """Write words that start, end or have their middle at a place."""
     depth = "0.72" if muted else None

@@ -88,15 +88,14 @@ def bad_row_lines(manifest: Manifest) -> list[str]:
     kept_zeros = sum(reasons.values()) - manifest.rows.bad
     if kept_zeros:
         reasons.pop("zero_vector", None)
-    lines = [
+    said = ", ".join(f"{reason} {display.count(amount)}" for reason, amount in reasons.items())
+    lines = [f"bad rows: {said}"] if said else []
+    lines += [
         display.visible(
             f"  row {row.row} (key {row.key}) is row {row.file_row} of {row.file}: {row.reason}"
         )
         for row in manifest.first_bad_rows[:_FIRST_BAD_ROWS]
     ]
-    if reasons:
-        said = ", ".join(f"{reason} {display.count(amount)}" for reason, amount in reasons.items())
-        lines.insert(0, f"bad rows: {said}")
     return [*lines, f"zero vectors, kept: {display.count(kept_zeros)}"] if kept_zeros else lines
 
 

@@ -279,7 +279,11 @@ def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
 def _facts(
     query_set: QuerySet, relevance: Relevance | None, passed: FirstPass, options: _Options
 ) -> verdict.SurveyFigures:
-    survey, ranked = passed.survey, _ranked(passed.lengths)
+    survey, lengths = passed.survey, passed.lengths
+    # Norms of finite rows whose ranks are compared, evenly spread if there are many.
+    finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
+    some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
+    ranked = {label: values[some] for label, values in lengths.items() if label != "none"}
     return {
         "kind": "comparison",
         "version": __version__,
@@ -298,17 +302,10 @@ def _facts(
             }
             for one in ranked
         },
-        "ranked_rows": len(ranked[MAX.label]),
+        "ranked_rows": len(some),
         "unit_share": {norm.label: survey.unit[norm.label] / survey.rows for norm in (L1, L2, MAX)},
         "rbo_p": RBO_PERSISTENCE,
     }
-
-
-def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
-    """Return norms of finite rows whose ranks are compared, evenly spread if there are many."""
-    finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
-    some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
-    return {label: values[some] for label, values in lengths.items() if label != "none"}
 
 
 def _popularity(relevance: Relevance | None, lengths: Mapping[str, Float64s]) -> Numbers | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -142,34 +142,28 @@ def _rows(join: Join, compared: Compared, identical: int) -> drift.RowFigures:
 
 def _drift(a: MeasuredSet, b: MeasuredSet) -> drift.DriftFigures:
     """Return how the two sets differ as distributions; nothing where one has no finite vector."""
-    norms = [side.survey.norms[L2.label].to_dict() for side in (a, b)]
+    one, other = (side.survey.norms[L2.label].to_dict() for side in (a, b))
     lengths = [side.norms[side.finite] for side in (a, b)]
     if not all(map(len, lengths)):
         return {
-            "norms": {"a": norms[0], "b": norms[1], "psi": None, "ks": None},
+            "norms": {"a": one, "b": other, "psi": None, "ks": None},
             "centroid": {"shift": None, "relative": None, "cosine": None},
             "dimensions": {"shift": [], "largest": []},
             "frechet": None,
         }
+    psi = drift.population_stability_index(*lengths)
+    distance = drift.kolmogorov_smirnov_distance(*lengths)
     centroid = drift.centroid_shift(a.gaussian, b.gaussian)
-    return {
-        "norms": {
-            "a": norms[0],
-            "b": norms[1],
-            "psi": drift.population_stability_index(*lengths),
-            "ks": drift.kolmogorov_smirnov_distance(*lengths),
-        },
-        "centroid": {name: finite_or_none(value) for name, value in centroid.items()},
-        "dimensions": _dimensions(drift.dimension_shift(a.gaussian, b.gaussian)),
-        "frechet": finite_or_none(drift.frechet_distance(a.gaussian, b.gaussian)),
-    }
-
-
-def _dimensions(shift: Float64s) -> dict[str, list[Any]]:
+    shift = drift.dimension_shift(a.gaussian, b.gaussian)
     order = np.argsort(-np.abs(shift), kind="stable")[:_WORST]  # NaN last
     finite = order[np.isfinite(shift[order])]
     largest = [{"dimension": int(at), "shift": float(shift[at])} for at in finite]
-    return {"shift": [finite_or_none(value) for value in shift.tolist()], "largest": largest}
+    return {
+        "norms": {"a": one, "b": other, "psi": psi, "ks": distance},
+        "centroid": {name: finite_or_none(value) for name, value in centroid.items()},
+        "dimensions": {"shift": [*map(finite_or_none, shift.tolist())], "largest": largest},
+        "frechet": finite_or_none(drift.frechet_distance(a.gaussian, b.gaussian)),
+    }
 
 
 def _joined_by_number(a: VectorSource, b: VectorSource) -> Iterator[str]:
@@ -340,8 +334,7 @@ def _has(predictions: VectorSource, key: tuple[str, ...]) -> bool:
 def _check_keys(one: VectorSource, other: VectorSource) -> None:
     # A run without a key stores row numbers, which go with those of data.
     keys = [side.keys or (ROW_COLUMN,) for side in (one, other)]
-    is_number = {key == (ROW_COLUMN,) for key in keys}
-    if len(keys[0]) == len(keys[1]) and len(is_number) == 1:
+    if len({(len(key), key == (ROW_COLUMN,)) for key in keys}) == 1:
         return
     said = " and ".join(
         f"{', '.join(f'`{name}`' for name in side.keys) or 'row numbers'} in {side.name}"
