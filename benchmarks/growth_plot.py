@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from batchnorm_tool.display import short
 from batchnorm_tool.report import Html, tag
-from batchnorm_tool.report.svg import FONT, Axis, Frame, Plot, base_line, pixels, scaffold, text
+from batchnorm_tool.report.svg import FONT, Axis, Frame, Plot, pixels, rule, scaffold, text
 
 Points = Sequence[tuple[float, float]]
 
@@ -75,7 +75,7 @@ def _rows_panel(points: Points) -> Iterator[Html]:
     yield _line(plot, ends, stroke_dasharray="5 4", stroke="currentColor", stroke_opacity="0.6")
     yield from _marked(plot, points)
     yield text("dashed: in proportion to the rows", plot.left + 8, plot.top - 8, "start")
-    yield base_line(plot)
+    yield rule((plot.left, plot.right), (plot.bottom, plot.bottom))
 
 
 def _width_panel(points: Points) -> Iterator[Html]:
@@ -85,7 +85,7 @@ def _width_panel(points: Points) -> Iterator[Html]:
     plot = Plot(x, y, _PANEL, legend_rows=0)
     yield from scaffold(plot)
     yield from _marked(plot, points)
-    yield base_line(plot)
+    yield rule((plot.left, plot.right), (plot.bottom, plot.bottom))
 
 
 def _decades(label: str, values: Sequence[float]) -> Axis:

@@ -16,7 +16,6 @@ import numpy as np
 from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
 from batchnorm_tool.comparison.verdict import VerdictEntry
 from batchnorm_tool.display import percent, plural
-from batchnorm_tool.errors import InputError
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.norms.norm import L2, Float64s, row_blocks, row_norms, unit_vectors
 
@@ -51,7 +50,6 @@ def population_stability_index(expected: Float64s, actual: Float64s) -> float:
     # The bins are the deciles of `expected`, fewer where many of its values are equal; p and q are
     # the shares of the two sets in each. Siddiqi, "Credit Risk Scorecards" (2006), chapter 10, who
     # reads below 0.1 as no change, up to 0.25 as a small one, and above as a large one.
-    _check_filled(expected, actual)
     inner = np.arange(1, PSI_BINS) / PSI_BINS
     # Equal edges would make empty bins, whose assumed share counts as a difference.
     edges = np.unique(np.quantile(expected, inner))
@@ -74,21 +72,12 @@ def kolmogorov_smirnov_distance(one: Float64s, other: Float64s) -> float:
     The two-sample statistic: Smirnov, "Table for estimating the goodness of fit of empirical
     distributions" (1948). Both are float64[n], finite, not empty.
     """
-    _check_filled(one, other)
     one, other = np.sort(one), np.sort(other)
     everything = np.concatenate((one, other))
     # At every value of both: a step function is farthest from another where one of them steps.
     below_one = np.searchsorted(one, everything, side="right") / len(one)
     below_other = np.searchsorted(other, everything, side="right") / len(other)
     return float(np.abs(below_one - below_other).max())
-
-
-def _check_filled(one: Float64s, other: Float64s) -> None:
-    if not (len(one) and len(other)):
-        raise InputError(
-            "Two distributions cannot be compared without values. Expected: at least one value in "
-            f"each. Received: {len(one)} and {len(other)}."
-        )
 
 
 @dataclass(frozen=True)

@@ -162,18 +162,15 @@ def rank_correlation(first: Float64s, second: Float64s) -> float | None:
 
     It is None where all values of one are equal.
     """
-    ranks = [_mean_ranks(values) for values in (first, second)]
+    ranks = []
+    for values in (first, second):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
     away = [each - each.mean() for each in ranks] if len(first) else ranks
     sizes = [float(np.sqrt(each @ each)) for each in away]
     if not all(sizes):
         return None
     return float(np.clip(away[0] @ away[1] / (sizes[0] * sizes[1]), -1, 1))
-
-
-def _mean_ranks(values: Float64s) -> Float64s:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,11 @@ def _with_relevance(document: ComparisonFigures) -> VerdictEntry:
         words = "No query is judged, so that no norm can be shown to be right."
         return _entry(None, "not judged", words, "No judgement matches a query.")
     first, tests = norms[0], {norm: _test(document, norm) for norm in norms[1:]}
-    better = _helped(document, [norm for norm, test in tests.items() if _shown(test, 1)])
+    better = [norm for norm, test in tests.items() if _shown(test, 1)]
+    # Options that are not shown to help give way to the norm without, where that is better, too.
+    of_options = option_tests(document, str(document["headline"]))
+    useless = {norm for norm, plain, test in of_options if plain in better and not _shown(test, 1)}
+    better = [norm for norm in better if norm not in useless or norm == _stored(document)]
     worse = [norm for norm, test in tests.items() if _shown(test, -1)]
     if better:
         best = max(better, key=lambda norm: values[norm])
@@ -244,13 +248,6 @@ def option_tests(document: ComparisonFigures, metric: str) -> list[tuple[str, st
         for norm, of_norm in tests.items()
         if isinstance(of_norm, Mapping)
     ]
-
-
-def _helped(document: ComparisonFigures, better: Sequence[str]) -> list[str]:
-    """Leave out norms whose options are not shown to help, where the norm without is better."""
-    tests = option_tests(document, str(document["headline"]))
-    useless = [norm for norm, plain, test in tests if plain in better and not _shown(test, 1)]
-    return [norm for norm in better if norm not in useless or norm == _stored(document)]
 
 
 def _known(numbers: Numbers) -> dict[str, float]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import struct
 import sys
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from batchnorm_tool.norms.histogram import Histogram, lower_edges
 
 if TYPE_CHECKING:
     from batchnorm_tool.norms.stats import NormStats
 
-# Statistics count norms by ``float64.view(uint64) >> 43``: 512 buckets to the octave.
-_SHIFT = 43
 _LAST_BUCKET = 2047 * 512
 # Bars reach as far beyond the middle 99 % as that is wide: 7.7 standard deviations of a normal
 # distribution. A lone outlier of another magnitude does not squeeze all else into one bar.
@@ -62,40 +61,40 @@ def bin_together(
     """
     # Every edge of a bar is an edge of a bucket, so that no norm is split or guessed: bars of a
     # linear histogram are a power of two wide, at least as much as the widest bucket.
-    pairs = {label: _without_zeros(stats) for label, stats in several.items()}
-    pairs = {label: buckets for label, buckets in pairs.items() if buckets}
-    if not pairs:
+    filled = {label: _without_zeros(stats) for label, stats in several.items()}
+    filled = {label: histogram for label, histogram in filled.items() if histogram}
+    if not filled:
         return {}
-    inner = [_middle(buckets) for buckets in pairs.values()]
+    inner = [_middle(histogram) for histogram in filled.values()]
     wide = max(_edge(high) for _, high in inner) / log_from >= min(_edge(low) for low, _ in inner)
     kind: Literal["linear", "log"] = "log" if wide else "linear"
-    windows = [_window(*window, kind) for window in zip(pairs.values(), inner, strict=True)]
+    windows = [_window(*window, kind) for window in zip(filled.values(), inner, strict=True)]
     first, last = min(low for low, _ in windows), max(high for _, high in windows)
     edges = _log_edges(first, last, most) if kind == "log" else _linear_edges(first, last, most)
     found = {}
-    for label, buckets in pairs.items():
-        counts = [0] * (len(edges) + 1)
-        for bucket, amount in buckets:
-            counts[bisect_right(edges, max(_edge(bucket), _TINIEST))] += amount
-        below, *inside, above = counts
+    for label, histogram in filled.items():
+        lowest = np.maximum(lower_edges(histogram.buckets), _TINIEST)
+        counts = np.zeros(len(edges) + 1, np.int64)
+        np.add.at(counts, np.searchsorted(edges, lowest, side="right"), histogram.counts)
+        below, *inside, above = counts.tolist()
         found[label] = NormBins(edges, tuple(inside), kind, below, above, several[label].zero)
     return found
 
 
-def _without_zeros(stats: NormStats) -> list[tuple[int, int]]:
-    zero, pairs = stats.zero, stats.histogram.items()
+def _without_zeros(stats: NormStats) -> Histogram:
+    buckets, counts = stats.histogram.buckets, stats.histogram.counts
     # Zeros share the first bucket with the smallest subnormal numbers.
-    kept = ((bucket, amount - zero if bucket == 0 else amount) for bucket, amount in pairs)
-    return [(bucket, amount) for bucket, amount in kept if amount > 0]
+    counts = counts - np.where(buckets == 0, stats.zero, 0)
+    return Histogram(buckets[counts > 0], counts[counts > 0])
 
 
-def _middle(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    totals = list(itertools.accumulate(amount for _, amount in pairs))
-    low, high = (pairs[bisect_left(totals, q * totals[-1])][0] for q in _MIDDLE)
-    return low, high
+def _middle(histogram: Histogram) -> tuple[int, int]:
+    totals = np.cumsum(histogram.counts)
+    low, high = histogram.buckets[np.searchsorted(totals, np.multiply(_MIDDLE, totals[-1]))]
+    return int(low), int(high)
 
 
-def _window(pairs: Sequence[tuple[int, int]], inner: tuple[int, int], kind: str) -> tuple[int, int]:
+def _window(histogram: Histogram, inner: tuple[int, int], kind: str) -> tuple[int, int]:
     low, high = inner
     if kind == "log":
         low, high = low - (high - low), high + (high - low)
@@ -103,7 +102,7 @@ def _window(pairs: Sequence[tuple[int, int]], inner: tuple[int, int], kind: str)
         under, over = _edge(low), _edge(high + 1)
         reach = max(over - under, under * _LEAST_REACH)
         low, high = _bucket(under - reach), _bucket(over + reach)
-    first, last = max(pairs[0][0], low), min(pairs[-1][0], high)
+    first, last = max(int(histogram.buckets[0]), low), min(int(histogram.buckets[-1]), high)
     if last - first < 2 * _PADDING:
         first, last = max(first - _PADDING, 0), min(last + _PADDING, _LAST_BUCKET - 1)
     return first, last
@@ -127,14 +126,9 @@ def _log_edges(first: int, last: int, most: int) -> tuple[float, ...]:
 
 def _edge(bucket: int) -> float:
     """Return the lowest norm of a bucket; for the one after the last, the greatest number."""
-    if bucket >= _LAST_BUCKET:
-        return sys.float_info.max
-    (edge,) = struct.unpack("<d", struct.pack("<Q", bucket << _SHIFT))
-    return float(edge)
+    return min(float(lower_edges(np.array([bucket]))[0]), sys.float_info.max)
 
 
 def _bucket(norm: float) -> int:
-    if norm <= 0:
-        return 0
-    (bits,) = struct.unpack("<Q", struct.pack("<d", min(norm, sys.float_info.max)))
-    return int(bits) >> _SHIFT
+    (bucket,) = Histogram.of(np.array([min(max(norm, 0.0), sys.float_info.max)]))
+    return bucket

@@ -95,7 +95,10 @@ class Axis:
         step = _nice_step(self.low, self.high, most)
         if self.kind == "whole":
             step = max(step, 1.0)
-        values = _multiples(self.low, self.high, step)
+        if self.high / 2 - self.low / 2 < step / 4:
+            return []
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        values = [index * step for index in range(first, last + 1)]
         return [(value, _tick_label(value, step, self)) for value in values]
 
 
@@ -109,14 +112,6 @@ def _nice_step(low: float, high: float, most: int) -> float:
         (nice * magnitude for nice in (1, 2, 5) if nice * magnitude >= raw * (1 - 1e-9)),
         10 * magnitude,
     )
-
-
-def _multiples(low: float, high: float, step: float) -> list[float]:
-    if high / 2 - low / 2 < step / 4:
-        return []
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -192,11 +187,6 @@ class Plot:
         return self.frame.height - 2 * ROW - 4
 
     @property
-    def x_ticks(self) -> list[tuple[float, str]]:
-        """Values and labels of the x axis."""
-        return self.x.ticks(10 if self.frame.width > 500 else 6)
-
-    @property
     def y_ticks(self) -> list[tuple[float, str]]:
         """Values and labels of the y axis."""
         return self.y.ticks(5)
@@ -225,7 +215,7 @@ def scaffold(plot: Plot) -> Iterator[Html]:
 
 def _x_labels(plot: Plot) -> Iterator[Html]:
     free_from = 0.0
-    for value, label in plot.x_ticks:
+    for value, label in plot.x.ticks(10 if plot.frame.width > 500 else 6):
         half = len(label) * LETTER / 2
         x = plot.across(value)
         middle = min(max(x, half), plot.frame.width - half)

@@ -283,7 +283,7 @@ def _facts(
     # Norms of finite rows whose ranks are compared, evenly spread if there are many.
     finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
     some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
-    ranked = {label: values[some] for label, values in lengths.items() if label != "none"}
+    ranked = {label: values[some] for label, values in lengths.items()}
     return {
         "kind": "comparison",
         "version": __version__,
@@ -316,11 +316,7 @@ def _popularity(relevance: Relevance | None, lengths: Mapping[str, Float64s]) ->
     finite = np.isfinite(lengths[MAX.label])
     relevant = known.items[(known.items >= 0) & (known.item_grades > 0)]
     counts = np.bincount(relevant, minlength=len(finite)).astype(np.float64)[finite]
-    return {
-        label: rank_correlation(values[finite], counts)
-        for label, values in lengths.items()
-        if label != "none"
-    }
+    return {label: rank_correlation(values[finite], counts) for label, values in lengths.items()}
 
 
 def _query_facts(rows: int, usable: int, judgements: Judgements | None) -> dict[str, int | None]:
@@ -359,7 +355,10 @@ def _warnings(queries: Mapping[str, int | None], relevance: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What the first pass over the base brings; ``lengths`` are norms of all rows, or of some."""
+    """What the first pass over the base brings; ``lengths`` are norms of all rows, or of some.
+
+    There are none of ``none``, which are ones.
+    """
 
     survey: NormSurvey
     probe: Sample
@@ -392,4 +391,5 @@ def first_pass(
         for label, values in some.items():
             lengths[label].append(values)
     joined = {label: np.concatenate(values) for label, values in lengths.items()}
+    joined.pop("none", None)  # ones
     return FirstPass(survey, samples[0], joined)

@@ -285,20 +285,15 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     warnings: list[str] = []
     with capture_warnings(warnings.append):
         one, other = _open(a, b, column, key, mixed_spaces=mixed_spaces)
-        search = _search(depths, size, seed, min(one.rows, other.rows))
+        fewest = min(one.rows, other.rows)
+        if depths is None and not (depths := tuple(k for k in DEFAULT_K if k < fewest)):
+            depths, size = DEFAULT_K[:1], 0
+        search = NeighbourSearch(depths, size, seed)
         sets.check_depth(search, one, other)
         document, compared = compare_sets(one, other, search)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
     return Difference(document, compared)
-
-
-def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> NeighbourSearch:
-    """Return what is looked for in sets of so many rows, at least."""
-    if ks is not None:
-        return NeighbourSearch(ks, sample, seed)
-    fitting = tuple(k for k in DEFAULT_K if k < rows)
-    return NeighbourSearch(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
 
 
 def _open(

@@ -197,7 +197,10 @@ def _grades(column: _Column, place: _Place, least: float) -> Float64s:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.ascii_trim_whitespace(column)
     if not _is_numeric(column):
-        _refuse_grade(column, place, _first_not_numeric(column))
+        # Arrow tells the first text that is no number, but not its row.
+        lengths = range(1, len(column) + 1)
+        row = bisect_left(lengths, 1, key=lambda length: not _is_numeric(column.slice(0, length)))
+        _refuse_grade(column, place, row)
     grades = pc.fill_null(pc.cast(column, pa.float64(), safe=False), math.nan).to_numpy()
     wrong = np.flatnonzero(~(np.isfinite(grades) & (grades >= least)))
     if wrong.size:
@@ -218,12 +221,6 @@ def _is_numeric(column: _Column) -> bool:
     except pa.ArrowException:
         return False
     return True
-
-
-def _first_not_numeric(column: _Column) -> int:
-    """Return the row of the first text that is no number; Arrow tells the text, but not its row."""
-    lengths = range(1, len(column) + 1)
-    return bisect_left(lengths, 1, key=lambda length: not _is_numeric(column.slice(0, length)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +259,11 @@ def read_relevance(path: str, columns: Sequence[str] | None = None) -> Relevance
     The ``columns`` are those of query, item and grade in a Parquet or CSV file; with two names
     every row has grade 1. Default: ``query``, ``item`` and, if it is there, ``grade``.
     """
-    _check_names(columns)
+    if columns is not None and not len(columns) == len(set(columns)) in (2, 3):
+        raise JobError(
+            "`--relevance-columns`: expected two or three different names, `QUERY,ITEM` or "
+            f"`QUERY,ITEM,GRADE`. Received: {','.join(columns)!r}. List the columns in this order."
+        )
     kind, table = _parsed(path, _content(path), columns)
     if not len(table):
         raise _nothing_in(path, "only a header")
@@ -272,15 +273,6 @@ def read_relevance(path: str, columns: Sequence[str] | None = None) -> Relevance
         pairs[name].combine_chunks() for name in ("query", "item", "grade_sum")
     )
     return RelevanceTable(path, kind, len(table), queries, items, grades.to_numpy())
-
-
-def _check_names(columns: Sequence[str] | None) -> None:
-    if columns is None or (len(columns) in (2, 3) and len(set(columns)) == len(columns)):
-        return
-    raise JobError(
-        "`--relevance-columns`: expected two or three different names, `QUERY,ITEM` or "
-        f"`QUERY,ITEM,GRADE`. Received: {','.join(columns)!r}. List the columns in this order."
-    )
 
 
 def _content(path: str) -> bytes:

@@ -96,8 +96,7 @@ class MeasuredSet:
     @property
     def survey(self) -> NormSurvey:
         """Counts of rows, and the statistics of their L2 norms."""
-        lengths = {L2.label: self.norms, MAX.label: self._peaks}
-        return NormSurvey.of(lengths, self._missing)
+        return NormSurvey.of({L2.label: self.norms, MAX.label: self._peaks}, self._missing)
 
 
 def load(predictions: VectorSource) -> tuple[Anything, MeasuredSet]:
@@ -317,15 +316,13 @@ def _keys(predictions: VectorSource) -> pa.Table:
 
 def _ids(a: pa.Table, b: pa.Table) -> tuple[np.ndarray, ...]:
     """Return ids ``uint64[n, 2]`` and ``uint64[m, 2]``, equal where the keys are."""
-    columns = [_comparable(*pair) for pair in zip(a.columns, b.columns, strict=True)]
+    columns = []
+    for one, other in zip(a.columns, b.columns, strict=True):
+        arrays = plain_array(one), plain_array(other)
+        is_same = type_name(one.type) == type_name(other.type)
+        columns.append(arrays if is_same else tuple(map(_texts, arrays)))
     names = a.column_names
     return tuple(key_ids(pa.table(side, names), names) for side in zip(*columns, strict=True))
-
-
-def _comparable(one: pa.ChunkedArray, other: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    arrays = plain_array(one), plain_array(other)
-    is_same = type_name(one.type) == type_name(other.type)
-    return arrays if is_same else (_texts(arrays[0]), _texts(arrays[1]))
 
 
 def _texts(column: pa.Array) -> pa.Array:
