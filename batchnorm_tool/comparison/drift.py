@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
-from batchnorm_tool.comparison.verdict import VerdictEntry
+from batchnorm_tool.comparison.verdict import VerdictEntry, headline_k
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.norms.norm import L2, Float64s, row_blocks, row_norms, unit_vectors
@@ -324,8 +324,8 @@ def _neighbours(document: DifferenceFigures) -> str:
     overlap = document["overlap"]
     if not overlap:
         return ""
-    k = max((k for k in overlap if int(k) <= 10), key=int, default=min(overlap, key=int))
-    share = overlap[k]["value"]
+    k = headline_k([*map(int, overlap)])
+    share = overlap[str(k)]["value"]
     # Not all and not none are never rounded to all or none.
     shown = percent(min(max(share, 0.001), 0.999)) if 0 < share < 1 else percent(share, 0)
     return f"{shown} of a row's {k} nearest neighbours stayed."

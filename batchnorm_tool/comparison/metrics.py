@@ -23,8 +23,6 @@ Int64s = np.ndarray
 RBO_PERSISTENCE = 0.9
 # Queries at a time: 16 MB of ranks and rows at a depth of 100.
 _QUERIES = 2048
-# What people look at: the first screen of results.
-_HEADLINE_K = 10
 # The figures of a metric, and of its test.
 _INTERVAL = ("value", "low", "high")
 _TESTED = ("difference", "low", "high", "p", "p_holm")
@@ -189,11 +187,6 @@ class Rankings:
     seed: int
     with_options: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    @property
-    def headline_k(self) -> int:
-        """The depth of what is shown first: the largest up to 10, else the smallest."""
-        return max((k for k in self.ks if k <= _HEADLINE_K), default=self.ks[0])
-
     @cached_property
     def quality(self) -> dict[str, dict[str, Float64s]] | None:
         """Each query's quality by norm and metric, ``float64[q]``, NaN where it is not judged."""
@@ -229,7 +222,7 @@ class Rankings:
             "overlap": overlaps,
             "rbo": rbo,
             "hubness": {
-                norm: hubness(rows[chosen], self.headline_k, self.base_rows)
+                norm: hubness(rows[chosen], verdict.headline_k(self.ks), self.base_rows)
                 for norm, rows in self.rows.items()
             },
             "quality": quality,

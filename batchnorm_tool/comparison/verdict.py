@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -20,6 +20,8 @@ Tests = Mapping[str, str | Mapping[str, Numbers]]
 VerdictKind = Literal["better", "no difference", "cannot matter", "not judged"]
 # Below this the first norm's lead or lag is called shown by the sample.
 _SIGNIFICANCE = 0.05
+# What people look at.
+_FIRST_SCREEN = 10
 # Neighbours that agree so far are the same for whoever reads the first screen.
 _ALIKE = 0.99
 RESAMPLES = 2_000
@@ -112,6 +114,11 @@ class ComparisonDocument(ComparisonFigures):
     seconds: float
 
 
+def headline_k(ks: Collection[int]) -> int:
+    """Return the number of neighbours shown first: the largest up to 10, else the smallest."""
+    return max((k for k in ks if k <= _FIRST_SCREEN), default=min(ks))
+
+
 def verdict(document: ComparisonFigures) -> VerdictEntry:
     """Judge a comparison by its figures.
 
@@ -176,7 +183,7 @@ def _notes(document: ComparisonFigures) -> Iterator[str]:
 
 
 def _without_relevance(document: ComparisonFigures) -> VerdictEntry:
-    first, k = document["compared"][0], _headline_k(document)
+    first, k = document["compared"][0], str(headline_k(document["k"]))
     overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
     if min(overlaps.values()) >= _ALIKE:
         share = document["unit_share"]["l2"]
@@ -269,8 +276,8 @@ def _choice(document: ComparisonFigures, best: str, first: str) -> tuple[str, st
     p = "p below 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
     reason = (
         f"The difference of {test['difference']:+.3f} (95 % interval {test['low']:+.3f} to "
-        f"{test['high']:+.3f}) over {_queries(document)} is significant ({p}, corrected for the "
-        f"number of norms).{_runner_up(document, best, first)}"
+        f"{test['high']:+.3f}) over {_queries(document)} is significant ({p}, corrected for "
+        f"the number of norms).{_runner_up(document, best, first)}"
     )
     return words, reason, _cost(document, best)
 
@@ -293,7 +300,7 @@ def _runner_up(document: ComparisonFigures, best: str, first: str) -> str:
 def _cost(document: ComparisonFigures, best: str) -> str:
     if best == _stored(document):
         return "Nothing: the vectors are stored that way."
-    k = _headline_k(document)
+    k = str(headline_k(document["k"]))
     share = document["overlap"].get(_stored(document), {}).get(best, {}).get(k)
     anew = "Stored vectors and the index must be rebuilt"
     if share is not None:
@@ -355,10 +362,6 @@ def _interval(figure: Mapping[str, float]) -> str:
 
 def _queries(document: ComparisonFigures) -> str:
     return plural(document["queries"]["judged"] or 0, "judged query", "judged queries")
-
-
-def _headline_k(document: ComparisonFigures) -> str:
-    return str(next(iter(document["hubness"].values()))["k"])
 
 
 def bootstrap(values: Float64s, seed: int) -> tuple[Float64s, Float64s]:

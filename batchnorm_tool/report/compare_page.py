@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeAlias, cast
 
 from batchnorm_tool.comparison.norm_survey import SourceFacts
-from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, Numbers
+from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, Numbers, headline_k
 from batchnorm_tool.display import count, fixed, number, percent, plural, span
 from batchnorm_tool.report import Html, charts, figures, join, page, svg, tag
 from batchnorm_tool.report.figures import quality_cells
@@ -93,7 +93,10 @@ def _facts(document: ComparisonDocument) -> Iterator[tuple[str, object]]:
     if document["queries_from"]:
         yield "queries", _origin(document["queries_from"])
     yield "relevant", page.prose(_relevant(document["relevance"]))
-    yield "sample", _sample(document)
+    queries = document["queries"]
+    said = f"{plural(queries['used'] or 0, 'query', 'queries')}, seed {document['seed']}"
+    lost = queries.get("nonfinite")
+    yield "sample", f"{said}; {count(lost)} not finite were ignored" if lost else said
     yield "metric", page.code(document["metric"])
     yield "k", ", ".join(map(count, document["k"]))
     known = source["provenance"] or {}
@@ -122,13 +125,6 @@ def _relevant(relevance: Mapping[str, object] | None) -> str:
     said = [f"{relevance['pairs']:,} {kind} in `{relevance['path']}`"]
     unknown = [key for key in ("unknown_queries", "unknown_items") if relevance.get(key)]
     return ", ".join([*said, *(f"{relevance[key]:,} {key.replace('_', ' ')}" for key in unknown)])
-
-
-def _sample(document: ComparisonDocument) -> str:
-    queries = document["queries"]
-    lost = queries.get("nonfinite")
-    said = f"{plural(queries['used'] or 0, 'query', 'queries')}, seed {document['seed']}"
-    return f"{said}; {count(lost)} not finite were ignored" if lost else said
 
 
 def _quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
@@ -171,8 +167,7 @@ def _charts(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> 
 def _queries(document: ComparisonDocument) -> str:
     queries = document["queries"]
     said = f"Means over {plural(queries['judged'] or 0, 'judged query', 'judged queries')}"
-    lacking = queries.get("without_relevant")
-    if lacking:
+    if lacking := queries.get("without_relevant"):
         said += f"; {count(lacking)} of them have no relevant row and count as 0"
     return f"{said}. Intervals hold the true mean in 95 % of samples (bootstrap over queries)."
 
@@ -197,8 +192,12 @@ def _quality_chart(
     }
     series = charts.IntervalSeries(values, styles, joined=places.label == "k")
     axes = places, charts.interval_axis("mean with 95 % interval", series)
+    seen = []
+    for index, metric in enumerate(metrics):
+        each = ", ".join(f"{norm} {fixed(its[index].value)}" for norm, its in values.items())
+        seen.append(f"{figures.metric_name(metric)}: {each}.")
     id_ = f"quality-{metrics[0].replace('@', '-')}"
-    words = ChartText(id_, f"{name} by norm", " ".join(_seen(metrics, values)))
+    words = ChartText(id_, f"{name} by norm", " ".join(seen))
     draw = partial(charts.interval_chart, axes=axes, series=series)
     rows = [
         [norm, figures.metric_name(metric), *quality_cells(document, norm, metric)]
@@ -210,18 +209,12 @@ def _quality_chart(
     return join(tag("h3", name), page.chart(words, draw, numbers=data))
 
 
-def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[charts.Interval]]) -> Iterator[str]:
-    for index, metric in enumerate(metrics):
-        each = ", ".join(f"{norm} {fixed(its[index].value)}" for norm, its in values.items())
-        yield f"{figures.metric_name(metric)}: {each}."
-
-
 def _overlap_section(document: ComparisonDocument) -> Iterator[Html]:
     """Yield the section that shows how many neighbours two norms share, where there are two."""
     norms = document["compared"]
     if len(norms) < 2:
         return
-    k, pairs = figures.shown_k(document), list(itertools.product(norms, norms))
+    k, pairs = headline_k(document["k"]), list(itertools.product(norms, norms))
     overlap = {pair: figures.overlap(document, *pair, k) for pair in pairs}
     rbo = {(one, other): figures.real(document["rbo"][one][other]) for one, other in pairs}
     yield page.section(
@@ -271,7 +264,7 @@ def _pair_table(document: ComparisonDocument) -> Html:
 def _hubness_section(document: ComparisonDocument) -> Html:
     """Show how unevenly rows are neighbours."""
     found = {norm: document["hubness"][norm] for norm in document["compared"]}
-    k = figures.shown_k(document)
+    k = headline_k(document["k"])
     rows = [
         [norm, count(k), _skewness(its), _antihubs(its), plural(int(its["largest"] or 0), "time")]
         for norm, its in found.items()
@@ -361,7 +354,7 @@ def _groups_section(document: ComparisonDocument) -> Iterator[Html]:
 
 def _group_tables(document: ComparisonDocument, groups: Sequence[GroupFigures]) -> Iterator[Html]:
     """Yield a table for each figure, those of the headline first."""
-    norms, decisive, usual = document["compared"], document["headline"], figures.shown_k(document)
+    norms, decisive, usual = document["compared"], document["headline"], headline_k(document["k"])
     metrics = itertools.chain(*figures.families(document).values())
     for metric in sorted(metrics, key=lambda metric: metric != decisive):
         caption = f"{figures.metric_name(metric)}, with 95 % intervals"

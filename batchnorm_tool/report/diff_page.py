@@ -206,7 +206,11 @@ def _shift_chart(shift: Sequence[float | None]) -> Html:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return page.note("No dimension has a shift.")
-    axes = Axis("dimension", 0, len(values), "whole"), _y_axis(known)
+    low, high = min(0.0, *known), max(0.0, *known)
+    room = max(_NARROWEST - (high - low), 0.0) / 2 + _ROOM * (high - low)
+    lowest = low - room if low < 0 or not high else 0.0
+    up = Axis("shift of the mean, standard deviations of A", lowest, high + room)
+    axes = Axis("dimension", 0, len(values), "whole"), up
     title = "Shift of each dimension"
     said = (
         f"{plural(len(values), 'dimension')}; shifts from {signed(min(known))} "
@@ -220,13 +224,6 @@ def _shift_chart(shift: Sequence[float | None]) -> Html:
 
 def _shift_table(caption: str, rows: Sequence[Sequence[str]]) -> Html:
     return page.table(caption, ("dimension", "shift, standard deviations of A"), rows, "")
-
-
-def _y_axis(known: Sequence[float]) -> Axis:
-    low, high = min(0.0, *known), max(0.0, *known)
-    room = max(_NARROWEST - (high - low), 0.0) / 2 + _ROOM * (high - low)
-    label = "shift of the mean, standard deviations of A"
-    return Axis(label, low - room if low < 0 or not high else 0.0, high + room)
 
 
 def _group(values: Sequence[float]) -> int:

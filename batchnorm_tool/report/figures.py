@@ -18,8 +18,6 @@ from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
-# The first screen of results.
-_USUAL_K = 10
 
 
 def base_name(path: object) -> str:
@@ -63,11 +61,6 @@ def families(document: ComparisonDocument) -> dict[str, list[str]]:
 def k_of(metric: str) -> int:
     """Return the k of a metric such as ``precision@10``."""
     return int(metric.partition("@")[2])
-
-
-def shown_k(document: ComparisonDocument) -> int:
-    """Return the k that stands for all: the largest up to ten, that of the headline too."""
-    return max((k for k in document["k"] if k <= _USUAL_K), default=min(document["k"]))
 
 
 def overlap(of: RankingFigures, one: str, other: str, k: int) -> float:

@@ -275,7 +275,12 @@ def _gate_chart(id_: str, title: str, judged: _LimitHistory) -> Html:
 
 
 def _gate(words: ChartText, frame: Frame, judged: _LimitHistory) -> Html:
-    plot = Plot(_Versions.of("version", judged.versions), _gate_axis(judged), frame)
+    limits = [value for value in judged.allowed if math.isfinite(value)]
+    values = [value for value in judged.measured if math.isfinite(value)]
+    cut = max(limits) * _MOST_LIMITS if limits and max(limits) > 0 else math.inf
+    high = max([*limits, *(min(value, cut) for value in values)], default=0.0)
+    axes = _Versions.of("version", judged.versions), Axis("", 0.0, high * _ROOM or 1.0)
+    plot = Plot(*axes, frame)
     # A step of its own for each refresh, so that one between gaps shows.
     edges = range(len(judged.versions) + 1)
     limit = charts.step_path(plot, edges, judged.allowed)
@@ -285,14 +290,6 @@ def _gate(words: ChartText, frame: Frame, judged: _LimitHistory) -> Html:
         *_beyond(plot, judged),
     ]
     return charts.framed(words, plot, marks)
-
-
-def _gate_axis(judged: _LimitHistory) -> Axis:
-    limits = [value for value in judged.allowed if math.isfinite(value)]
-    values = [value for value in judged.measured if math.isfinite(value)]
-    cut = max(limits) * _MOST_LIMITS if limits and max(limits) > 0 else math.inf
-    high = max([*limits, *(min(value, cut) for value in values)], default=0.0)
-    return Axis("", 0.0, high * _ROOM or 1.0)
 
 
 def _beyond(plot: Plot, judged: _LimitHistory) -> Iterator[Html]:

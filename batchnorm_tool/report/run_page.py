@@ -362,12 +362,8 @@ def _dimension_table(spread: _Spread) -> Html:
     headings = ("dimension", "min", "mean \N{MINUS SIGN} std", "mean", "mean + std", "max")
     columns = (spread.low, spread.under, spread.mean, spread.over, spread.high)
     groups = zip(itertools.pairwise(spread.edges), np.column_stack(columns).tolist(), strict=True)
-    rows = (
-        [_label(int(first), int(end) - 1), *(number(value) for value in values)]
-        for (first, end), values in groups
-    )
+    rows = []
+    for (first, end), values in groups:
+        ends = dict.fromkeys((count(int(first)), count(int(end) - 1)))
+        rows.append(["\N{EN DASH}".join(ends), *map(number, values)])
     return page.table("Spread of each dimension", headings, rows, "")
-
-
-def _label(first: int, last: int) -> str:
-    return count(first) if first == last else f"{count(first)}\N{EN DASH}{count(last)}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from batchnorm_tool import display
 from batchnorm_tool.comparison.drift import DifferenceDocument
-from batchnorm_tool.comparison.verdict import ComparisonDocument, VerdictEntry
+from batchnorm_tool.comparison.verdict import ComparisonDocument, VerdictEntry, headline_k
 from batchnorm_tool.display import count, cut, fixed, number, percent, plural, span, table, wrapped
 from batchnorm_tool.norms.stats import quantile_label
 from batchnorm_tool.report import figures
@@ -109,7 +109,7 @@ def _groups(document: ComparisonDocument, width: int) -> list[str]:
     by, metric = document["by"], document["headline"]
     if not by:
         return []
-    norms, k = document["compared"], figures.shown_k(document)
+    norms, k = document["compared"], headline_k(document["k"])
     room = width - len("  queries") - sum(max(len(norm), 6) + 2 for norm in norms)
     rows = [["group", "queries", *norms]]
     for group in by["groups"][:_GROUPS]:
@@ -128,7 +128,7 @@ def _groups(document: ComparisonDocument, width: int) -> list[str]:
 
 
 def _overlap(document: ComparisonDocument) -> list[str]:
-    norms, k = document["compared"], figures.shown_k(document)
+    norms, k = document["compared"], headline_k(document["k"])
     if len(norms) < 2:
         return []
     rows = [
@@ -139,7 +139,7 @@ def _overlap(document: ComparisonDocument) -> list[str]:
 
 
 def _hubness(document: ComparisonDocument) -> list[str]:
-    heading = f"hubness, k = {figures.shown_k(document)}"
+    heading = f"hubness, k = {headline_k(document['k'])}"
     rows = [[heading, "skewness", "no query's neighbour", "largest hub"]]
     for norm in document["compared"]:
         its = document["hubness"][norm]

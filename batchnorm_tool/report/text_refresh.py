@@ -201,11 +201,12 @@ def describe_store(history: History) -> str:
 def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
     """Return what a table says of a refresh, by the headings of its columns."""
     rows, model = record.rows, record.model
+    kind = f"{record.kind}, new space" if record.new_space else record.kind
     return {
         "version": str(record.version),
         "when (UTC)": minute(record.started),
         "state": _state(record, history),
-        "kind": _kind(record),
+        "kind": f"rollback to {record.restores}" if record.kind == "rollback" else kind,
         "model": f"{PurePath(model.path).name} {str(model.content)[:6]}" if model else "none",
         "live": count(rows.live),
         "new": count(rows.new),
@@ -238,13 +239,6 @@ def _state(record: RefreshRecord, history: History) -> str:
     if its == "rolled back" and record.version in history.kept:
         return "rolled back, kept"
     return record.state if its == "not published" else its
-
-
-def _kind(record: RefreshRecord) -> str:
-    """Return the kind of a refresh, such as ``rollback to 3`` or ``refresh, new space``."""
-    if record.kind == "rollback":
-        return f"rollback to {record.restores}"
-    return f"{record.kind}, new space" if record.new_space else record.kind
 
 
 def minute(time: str) -> str:

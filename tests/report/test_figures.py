@@ -35,9 +35,3 @@ def test_metrics_come_by_family_that_of_the_headline_first() -> None:
         "precision": ["precision@1", "precision@10"],
         "map": ["map@10"],
     }
-
-
-@pytest.mark.parametrize(("ks", "shown"), [([1, 5], 5), ([1, 8, 100], 8), ([50, 20], 20)])
-def test_the_k_that_stands_for_all(ks: list[int], shown: int) -> None:
-    document: Any = {"k": ks}
-    assert figures.shown_k(document) == shown

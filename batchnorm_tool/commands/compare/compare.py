@@ -257,7 +257,7 @@ def _document(
         **rankings.figures(),
         "by": _by(groups, usable, rankings),
         "popularity": _popularity(relevance, passed.lengths),
-        "headline": None if relevance is None else f"precision@{rankings.headline_k}",
+        "headline": None if relevance is None else f"precision@{verdict.headline_k(options.ks)}",
         "warnings": list(_warnings(query_facts, relevance.facts if relevance else {})),
     }
     return {**document, "verdict": verdict.verdict(document), "seconds": 0.0}

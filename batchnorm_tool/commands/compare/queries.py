@@ -146,7 +146,15 @@ def _by_label(query_set: QuerySet, label: str) -> Relevance:
     """Take rows of the same class as relevant to one another."""
     base = _labels(query_set.base, label)
     source = base if query_set.is_base else _labels(query_set.source, label)
-    chunks = pa.chunked_array([*base.chunks, *_as_type(source, base.type, query_set, label).chunks])
+    try:
+        source = source.cast(base.type)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{query_set.source.name}: its labels `{label}` differ in type from those "
+            f"of {query_set.base.name}. Expected: {base.type}. Received: {source.type}. Store both "
+            "with the same type."
+        ) from error
+    chunks = pa.chunked_array([*base.chunks, *source.chunks])
     codes = _stored(chunks.combine_chunks()).dictionary_encode()
     numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False), np.int64)
     of_base = numbers[: len(base)]
@@ -154,19 +162,6 @@ def _by_label(query_set: QuerySet, label: str) -> Relevance:
     classes = len(np.unique(of_base))
     facts = {"kind": "labels", "column": label, "classes": classes, "clicks": False}
     return Relevance(found, facts)
-
-
-def _as_type(
-    source: pa.ChunkedArray, kind: pa.DataType, query_set: QuerySet, label: str
-) -> pa.ChunkedArray:
-    try:
-        return source.cast(kind)
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{query_set.source.name}: its labels `{label}` differ in type from those "
-            f"of {query_set.base.name}. Expected: {kind}. Received: {source.type}. Store both "
-            "with the same type."
-        ) from error
 
 
 def _labels(side: VectorSource, label: str) -> pa.ChunkedArray:
