@@ -275,8 +275,7 @@ def _same_words(document: DifferenceFigures) -> str:
     if not rows["compared"]:
         return ""
     which = plural(rows["common"], "common row")
-    lost = rows["common"] - rows["compared"]
-    if lost:
+    if lost := rows["common"] - rows["compared"]:
         which += f" except {lost:,}, where a vector is missing or not finite"
     if rows["identical"] == rows["compared"]:
         return f"Identical vectors, bit for bit, in {which}."
@@ -321,8 +320,7 @@ def _is_aligned(document: DifferenceFigures) -> bool:
 
 
 def _neighbours(document: DifferenceFigures) -> str:
-    overlap = document["overlap"]
-    if not overlap:
+    if not (overlap := document["overlap"]):
         return ""
     k = headline_k([*map(int, overlap)])
     share = overlap[str(k)]["value"]

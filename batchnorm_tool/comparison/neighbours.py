@@ -134,14 +134,12 @@ class _Search:
         best = self._filtered(queries, scores, self.base.sample(_SAMPLE_ROWS))
         for at, score in enumerate(scores):
             # The sample may have set a bar too high.
-            unsure = np.flatnonzero(best[at].unsure(self.k))
-            if len(unsure):
+            if len(unsure := np.flatnonzero(best[at].unsure(self.k))):
                 (again,) = self._filtered(queries.take(unsure), [score])
                 best[at] = best[at].replaced(unsure, again)
         found = in_order(self.base, queries, scores, best)
         for rows, score, kept in zip(found, scores, best, strict=True):
-            unsure = np.flatnonzero(kept.unsure(self.k))
-            if len(unsure):
+            if len(unsure := np.flatnonzero(kept.unsure(self.k))):
                 rows[unsure, : self.k] = self._exact(queries.take(unsure), score)
         return [rows[:, : self.k].copy() for rows in found]
 

@@ -82,8 +82,7 @@ def _figures(rows: Mapping[str, int]) -> Iterator[tuple[str, object, bool]]:
     ):
         yield label, count(rows[name]), False
     # Rows that are in both and not compared hold NaN, inf or no vector somewhere.
-    lost = rows["common"] - rows["compared"]
-    if lost:
+    if lost := rows["common"] - rows["compared"]:
         yield "not comparable", count(lost), True
 
 
@@ -147,8 +146,7 @@ def _shift(document: DifferenceDocument) -> Html:
 
 
 def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
-    overlap = document["overlap"]
-    if not overlap:
+    if not (overlap := document["overlap"]):
         return
     by_k = {k: interval(overlap[k]) for k in sorted(overlap, key=int)}
     styles = svg.series_styles(["overlap"])
@@ -242,11 +240,9 @@ def _bars(values: Sequence[float]) -> Iterator[charts.Bar]:
 
 
 def _remarks(values: Sequence[float]) -> Iterator[str]:
-    group = _group(values)
-    if group > 1:
+    if (group := _group(values)) > 1:
         yield f"Each bar groups {group} dimensions and reaches to their extremes."
-    lacking = sum(map(math.isnan, values))
-    if lacking:
+    if lacking := sum(map(math.isnan, values)):
         yield (
             f"Omitted: {plural(lacking, 'dimension')} constant in A and different in B, whose "
             "shift has no unit."

@@ -93,8 +93,7 @@ def norm_overlay(
 def _outside(norms: Mapping[str, NormStats], bins: Mapping[str, NormBins]) -> Iterator[str]:
     labels_by_text: dict[str, list[str]] = {}
     for label, stats in norms.items():
-        said = left_out(stats, bins.get(label))
-        if said:
+        if said := left_out(stats, bins.get(label)):
             labels_by_text.setdefault(said, []).append(label)
     for said, labels in labels_by_text.items():
         yield f"Not shown of {', '.join(labels)}: {said}."

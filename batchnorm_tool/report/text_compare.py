@@ -201,8 +201,7 @@ def _shift(document: DifferenceDocument, width: int) -> list[str]:
 
 
 def _kept(document: DifferenceDocument, width: int) -> list[str]:
-    overlap = document["overlap"]
-    if not overlap:
+    if not (overlap := document["overlap"]):
         return []
     rows = [["neighbours kept", "overlap", "95 % interval"]]
     for k in sorted(overlap, key=int):

@@ -79,8 +79,7 @@ def _headline(record: RefreshRecord) -> str:
 def _facts(record: RefreshRecord) -> Iterator[tuple[str, str]]:
     if record.kind != "rollback":
         yield "rows", _input_rows(record.rows)
-    computed = _kinds(record.rows, _OUTPUT_KINDS, zeros=False)
-    if computed:
+    if computed := _kinds(record.rows, _OUTPUT_KINDS, zeros=False):
         yield "vectors", computed
     if record.norms:
         yield "norms", f"median {_norms(record)}"

@@ -176,14 +176,12 @@ def _joined_by_number(a: VectorSource, b: VectorSource) -> Iterator[str]:
 
 def _warnings(document: DifferenceFigures, compared: Compared) -> Iterator[str]:
     rows = document["rows"]
-    lost = rows["common"] - rows["compared"]
-    if lost:
+    if lost := rows["common"] - rows["compared"]:
         yield (
             f"Not compared: {plural(lost, 'common row')} whose vector is missing or not finite on "
             "at least one side."
         )
-    directionless = int(np.count_nonzero(np.isnan(compared.cosines)))
-    if directionless:
+    if directionless := int(np.count_nonzero(np.isnan(compared.cosines))):
         yield f"Without a cosine: {plural(directionless, 'compared row')} with a zero vector."
     sides = document["a"], document["b"]
     norms = [p["norm"] for side in sides if side["kind"] == "run" and (p := side["provenance"])]
@@ -318,24 +316,19 @@ def _open(
         one = opened(a, key=other.keys)
     elif not other.keys and _has(other, one.keys):
         other = opened(b, key=one.keys)
-    _check_keys(one, other)
+    # A run without a key stores row numbers, which go with those of data.
+    keys = [side.keys or (ROW_COLUMN,) for side in (one, other)]
+    if len({(len(key), key == (ROW_COLUMN,)) for key in keys}) > 1:
+        said = " and ".join(
+            f"{', '.join(f'`{name}`' for name in side.keys) or 'row numbers'} in {side.name}"
+            for side in (one, other)
+        )
+        raise InputError(
+            "The two sets have different keys. Expected: the same key in both. "
+            f"Received: {said}. Set it with `key`."
+        )
     return one, other
 
 
 def _has(predictions: VectorSource, key: tuple[str, ...]) -> bool:
     return bool(key) and set(key) <= set(predictions.columns)
-
-
-def _check_keys(one: VectorSource, other: VectorSource) -> None:
-    # A run without a key stores row numbers, which go with those of data.
-    keys = [side.keys or (ROW_COLUMN,) for side in (one, other)]
-    if len({(len(key), key == (ROW_COLUMN,)) for key in keys}) == 1:
-        return
-    said = " and ".join(
-        f"{', '.join(f'`{name}`' for name in side.keys) or 'row numbers'} in {side.name}"
-        for side in (one, other)
-    )
-    raise InputError(
-        f"The two sets have different keys. Expected: the same key in both. Received: {said}. Set "
-        "it with `key`."
-    )

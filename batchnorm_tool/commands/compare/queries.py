@@ -290,8 +290,7 @@ def _by_value(values: pa.Array) -> dict[str, Int64s]:
     most = np.sort(np.argsort(-counts, kind="stable")[:_MOST_GROUPS])
     by_name = sorted(most, key=lambda code: known[int(code)])
     members = {names[code]: np.flatnonzero(numbers == code) for code in by_name}
-    rest = np.flatnonzero((numbers >= 0) & ~np.isin(numbers, most))
-    if len(rest):
+    if len(rest := np.flatnonzero((numbers >= 0) & ~np.isin(numbers, most))):
         members[plural(len(names) - len(most), "other value")] = rest
     return _with_unknown(members, np.flatnonzero(numbers < 0))
 

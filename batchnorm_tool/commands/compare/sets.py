@@ -294,7 +294,13 @@ def join_keys(a: VectorSource, b: VectorSource) -> Join:
             _refuse_nulls(side, keys)
         a_ids, b_ids = _ids(a_keys, b_keys)
         for side, keys, ids in ((a, a_keys, a_ids), (b, b_keys, b_ids)):
-            _refuse_duplicates(side, keys, repeats(ids))
+            if len(pairs := repeats(ids)):
+                first, row = pairs[0].tolist()
+                raise InputError(
+                    f"{side.locate(row)}: the key {describe_key(keys, row)} is a duplicate "
+                    f"of {side.locate(first)}. Expected unique keys. Received: "
+                    f"{plural(len(pairs), 'duplicate')}. Remove them, or add columns to `key`."
+                )
         partners = IdLookup(b_ids).find(a_ids)
     else:
         rows = np.arange(a.rows)
@@ -341,17 +347,6 @@ def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
                 f"Received: {plural(keys[name].null_count, 'null key')}. Fill them in, or choose "
                 "another column with `key`."
             )
-
-
-def _refuse_duplicates(side: VectorSource, keys: pa.Table, pairs: Int64s) -> None:
-    if not len(pairs):
-        return
-    first, row = pairs[0].tolist()
-    raise InputError(
-        f"{side.locate(row)}: the key {describe_key(keys, row)} is a duplicate "
-        f"of {side.locate(first)}. Expected unique keys. "
-        f"Received: {plural(len(pairs), 'duplicate')}. Remove them, or add columns to `key`."
-    )
 
 
 def _example(keys: pa.Table) -> str:
