@@ -77,11 +77,11 @@ class NormSurvey:
     def of(cls, lengths: Mapping[str, Float64s], missing: np.ndarray) -> NormSurvey:
         """Measure rows by what `measured` says; ``missing`` ones, ``bool[n]``, are NaN there."""
         peaks = lengths[MAX.label]
-        lost, gone = int(np.count_nonzero(~np.isfinite(peaks))), int(np.count_nonzero(missing))
+        unusable, null = int(np.count_nonzero(~np.isfinite(peaks))), int(np.count_nonzero(missing))
         return cls(
             rows=len(peaks),
-            missing=gone,
-            nonfinite=lost - gone,
+            missing=null,
+            nonfinite=unusable - null,
             zero=len(peaks) - int(np.count_nonzero(peaks)),
             norms={label: NormStats.of(values) for label, values in lengths.items()},
             unit={

@@ -145,15 +145,15 @@ class Filter:
         block = next(_Block.cut(sample, self._top_ks, rank * len(sample)), None)
         if block is None:
             return
-        step = _EXPECTING_QUERIES
-        slices = [slice(at, at + step) for at in range(0, len(self._units), step)]
-        list(map_in_order(lambda queries: self._expect(queries, block, rank), slices))
 
-    def _expect(self, queries: slice, block: _Block, rank: int) -> None:
-        products = self._units[queries] @ block.units.T
-        products[:, block.usable :] = -np.inf
-        for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
-            top_k.expect(queries, products, ratios, rank)
+        def expect(start: int) -> None:
+            queries = slice(start, start + _EXPECTING_QUERIES)
+            products = self._units[queries] @ block.units.T
+            products[:, block.usable :] = -np.inf
+            for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
+                top_k.expect(queries, products, ratios, rank)
+
+        list(map_in_order(expect, range(0, len(self._units), _EXPECTING_QUERIES)))
 
     def add(self, first: int, vectors: Anything) -> None:
         """Look through more rows."""

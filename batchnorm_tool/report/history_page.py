@@ -21,7 +21,7 @@ _SCOPES = {
     "whole": "Vectors of all rows",
 }
 _SIDES = "rlllrrrrlll"
-_MOST_OUTCOMES_SHOWN = 50
+_MOST_ROWS = 50
 _STYLE = """
 .limit { stroke: var(--alarm, #a3341f); }
 .beyond { fill: var(--alarm, #a3341f); }
@@ -174,7 +174,7 @@ def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
     if rows:
         caption = "Broken limits, newest first"
         headings = ("version", "limit", "measured", "allowed", "finding", "worst rows")
-        yield page.table(caption, headings, rows[::-1], "rlrrll", shown=_MOST_OUTCOMES_SHOWN)
+        yield page.table(caption, headings, rows[::-1], "rlrrll", shown=_MOST_ROWS)
 
 
 def _acceptances(records: Sequence[RefreshRecord]) -> Iterator[Html]:
@@ -191,9 +191,7 @@ def _acceptances(records: Sequence[RefreshRecord]) -> Iterator[Html]:
     ]
     if rows:
         headings = ("version", "when (UTC)", "user", "host", "note")
-        table = page.table(
-            "Decisions, newest first", headings, rows, "rllll", shown=_MOST_OUTCOMES_SHOWN
-        )
+        table = page.table("Decisions, newest first", headings, rows, "rllll", shown=_MOST_ROWS)
         yield page.section("Accepted by a person", table)
 
 
@@ -339,7 +337,7 @@ class _Lanes(charts.Places):
 
 @dataclass(frozen=True)
 class _Versions(charts.Places):
-    """Nights by their versions, of which every second, fifth … has a label where there are many."""
+    """Versions of refreshes, of which every second, fifth … has a label where there are many."""
 
     def ticks(self, most: int) -> list[tuple[float, str]]:
         steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))

@@ -28,7 +28,7 @@ def document(
             for norm in others
         },
         "overlap": {first: {norm: {"10": 0.38} for norm in values}},
-        "hubness": {norm: {"k": 10} for norm in values},
+        "k": [10],
         "unit_share": {"l1": 0.0, "l2": 0.0, "max": 0.0},
         "relevance": {"kind": "labels", "clicks": False},
     } | changes

@@ -320,12 +320,12 @@ def _popularity(relevance: Relevance | None, lengths: Mapping[str, Float64s]) ->
 
 
 def _query_facts(rows: int, usable: int, judgements: Judgements | None) -> dict[str, int | None]:
-    judged = barren = None
+    judged = without_relevant = None
     if judgements is not None:
         judged = int(judgements.judged.sum())
-        barren = int((judgements.judged & (judgements.relevant == 0)).sum())
+        without_relevant = int((judgements.judged & (judgements.relevant == 0)).sum())
     counts = {"rows": rows, "used": usable, "nonfinite": rows - usable}
-    return {**counts, "judged": judged, "without_relevant": barren}
+    return {**counts, "judged": judged, "without_relevant": without_relevant}
 
 
 def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> verdict.GroupedFigures | None:
@@ -340,8 +340,8 @@ def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> verdict.Gr
 
 
 def _warnings(queries: Mapping[str, int | None], relevance: Mapping[str, Any]) -> Iterator[str]:
-    if barren := queries["without_relevant"]:
-        yield f"Judged queries without a relevant row, counted as 0: {barren:,}."
+    if amount := queries["without_relevant"]:
+        yield f"Judged queries without a relevant row, counted as 0: {amount:,}."
     if unknown := relevance.get("unknown_queries"):
         yield f"Queries of the relevance file that are not among the queries, ignored: {unknown:,}."
     if lost := queries["nonfinite"]:
