@@ -25,6 +25,7 @@ _SIZES = (*range(1, 26), 32, 33, 100, 255, 256, 1000)
 _TIMES = 8
 # The first is zero to TensorFlow; next to 1.2e-38 rounding in another order decides on zeros.
 _TINY = (1e-42, 1e-30)
+_EDGES = 3 + len(_TINY)
 
 
 def _with_edge_rows(rows: Rows, model: LoadedModel) -> dict[str, np.ndarray]:
@@ -59,6 +60,7 @@ def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> 
         made_up, edges = random.choice(array.reshape(-1), shape), ["", "Ünknown", "a b  c"]
     else:
         made_up, edges = random.normal(size=shape), [0 * first, -first, 10 * first, *_TINY]
+    edges = [edges[place % len(edges)] for place in range(_EDGES)]  # as many for every input
     rows = [np.broadcast_to(np.asarray(edge, array.dtype), first.shape) for edge in edges]
     return np.concatenate([made_up.astype(array.dtype), np.stack(rows)])
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from batchnorm_tool import models
+from batchnorm_tool import models, score
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.job import Engine, Model
@@ -259,3 +259,12 @@ def test_independence_is_tried_on_many_rows_where_there_is_one(
 def test_rows_are_made_up_of_every_integer(dtype: str) -> None:
     model: Any = SimpleNamespace(inputs=(Field("x", (3,), dtype),), embedding_sizes={})
     assert proof.made_up_rows(model)["x"].dtype == dtype
+
+
+def test_inputs_of_several_kinds_are_proved_on_equal_numbers_of_rows(tmp_path: Path) -> None:
+    ids, x = keras.Input((3,), dtype="int32", name="ids"), keras.Input((5,), name="x")
+    parts = layers.Flatten()(layers.Embedding(50, 4)(ids)), x
+    keras.Model([ids, x], layers.Dense(6)(layers.Concatenate()(parts))).save(tmp_path / "m.keras")
+    given = {"ids": np.ones((4, 3), np.int32), "x": np.ones((4, 5), np.float32)}
+    found = score(tmp_path / "m.keras", given, backend="onnxruntime").vectors
+    np.testing.assert_allclose(found, score(tmp_path / "m.keras", given).vectors, atol=1e-6)
