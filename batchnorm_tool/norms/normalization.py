@@ -191,7 +191,7 @@ class DirectionSum:
     It is exact, as integers are, and the same in whatever order vectors and sums are added.
 
     Args:
-        steps: The sum of each component, in steps of 2**-40.
+        steps: The sum of each component, in steps of 2**-80.
     """
 
     steps: tuple[int, ...]
@@ -201,20 +201,28 @@ class DirectionSum:
         """Add up the directions of vectors ``[n, d]``; zeros and NaN or inf are left out."""
         if len(kept) > _MOST_SUMMED:
             return cls.of(kept[:_MOST_SUMMED]) + cls.of(kept[_MOST_SUMMED:])
-        total = np.zeros(kept.shape[1], np.int64)
+        total, rest = np.zeros((2, kept.shape[1]), np.int64)
         for _, x64 in wide_blocks(kept):
             lengths = row_norms(x64, L2)
             good = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
             units = unit_vectors(x64[good], lengths[good], L2, np.float64)
-            total += np.rint(np.ldexp(units, _FRACTION_BITS)).astype(np.int64).sum(axis=0)
-        return cls(tuple(total.tolist()))
+            # What a step leaves is added, too: vectors that are all alike have themselves as their
+            # mean direction to the last bit, so that nothing but zeros is left of them.
+            steps = np.ldexp(units, _FRACTION_BITS)
+            whole = np.rint(steps)
+            total += whole.astype(np.int64).sum(axis=0)
+            rest += np.rint(np.ldexp(steps - whole, _FRACTION_BITS)).astype(np.int64).sum(axis=0)
+        both = zip(total.tolist(), rest.tolist(), strict=True)
+        return cls(tuple((high << _FRACTION_BITS) + low for high, low in both))
 
     def __add__(self, other: DirectionSum) -> DirectionSum:
         return DirectionSum(tuple(a + b for a, b in zip(self.steps, other.steps, strict=True)))
 
     def mean(self) -> tuple[float, ...] | None:
         """Return the mean direction, of L2 length 1; None where the directions cancel out."""
-        return unit_direction(np.array(self.steps, np.float64)) if any(self.steps) else None
+        # Below half of 2**-40, rounding is all that is left of directions that cancel out.
+        found = max(map(abs, self.steps), default=0) >> (_FRACTION_BITS - 1)
+        return unit_direction(np.array(self.steps, np.float64)) if found else None
 
 
 def unit_direction(vector: Anything) -> tuple[float, ...]:

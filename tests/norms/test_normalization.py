@@ -203,8 +203,22 @@ def test_the_mean_is_that_of_directions_so_that_no_huge_vector_decides() -> None
     assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-15)
 
 
+@pytest.mark.parametrize("width", [1, 3, 24, 300])
+def test_nothing_is_left_of_vectors_that_are_all_alike(width: int) -> None:
+    raw = np.tile(random(1)[:, :1] if width == 1 else np.resize(random(1), width) + 1, (3000, 1))
+    way = Normalization(L2, mean=DirectionSum.of(raw).mean())
+    assert not way.kept(raw).any()
+
+
 @pytest.mark.parametrize(
-    "raw", [np.ones((0, 3)), np.zeros((2, 3)), np.array([[1, 2, 3], [-2, -4, -6]])], ids=str
+    "raw",
+    [
+        np.ones((0, 3)),
+        np.zeros((2, 3)),
+        np.array([[1, 2, 3], [-2, -4, -6]]),
+        np.array([[1, 2, 3], [-3, -6, -9], [0.1, 0.2, 0.3], [-0.7, -1.4, -2.1]]),
+    ],
+    ids=str,
 )
 def test_directions_that_cancel_out_have_no_mean(raw: np.ndarray) -> None:
     assert DirectionSum.of(raw).mean() is None
