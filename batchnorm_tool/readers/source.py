@@ -235,7 +235,10 @@ def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceCompariso
         before, after = _raw_space(one), _raw_space(other)
         parts = [*differences.changes(before, after, _unasked(before, after))]
         is_known = before["model"] is not None and after["model"] is not None
-        same = False if before["model"] != after["model"] else (not parts if is_known else None)
+        # What was left out or projected off is known of stored predictions, too.
+        lost = [[*space["norms"].values()] for space in (before, after)]
+        differs = before["model"] != after["model"] or lost[0] != lost[1]
+        same = False if differs else (not parts if is_known else None)
     if same is not False:
         return SpaceComparison(same)
     return SpaceComparison(

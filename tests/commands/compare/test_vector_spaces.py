@@ -49,6 +49,15 @@ def test_two_models_are_two_spaces_and_named() -> None:
     )
 
 
+@pytest.mark.parametrize("option", [{"truncate": 8}, {"mean": "5" * 64}], ids=str)
+def test_stored_predictions_of_which_something_was_left_out_are_another_space(
+    option: dict[str, Any],
+) -> None:
+    left = run(None, norms={"out": {"norm": "l2", **option}})
+    assert compare_spaces(run(None), left).same is False
+    assert compare_spaces(run(None), run(None, norms={"out": {"norm": "l1"}})).same is None
+
+
 def test_columns_of_another_name_are_no_other_space() -> None:
     assert compare_spaces(run(), run(features={"x": ["edges"]})).same is True
 
