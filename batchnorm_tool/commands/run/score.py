@@ -147,7 +147,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         raise InputError(f"`score` takes rows in memory. Received: {data!r}. Use `run` for files.")
     if bad not in ("raise", "nan"):
         raise JobError(f"`bad` must be `raise` or `nan`. Received: {bad!r}.")
-    if project_mean == "fit":
+    if isinstance(project_mean, str) and project_mean == "fit":  # an array is refused below
         raise JobError(
             "`project_mean` cannot be `fit` in `score`, which has only some of all rows. Pass the "
             "path of an .npy file, or use `run` with `normalize.project_mean: fit`."

@@ -378,6 +378,8 @@ def test_rows_in_memory_are_truncated_and_projected(tmp_path: Path, samples: Pat
     assert same_bits(found.norms, expected[1][:, 0])
     with pytest.raises(JobError, match=r"use `run` with `normalize.project_mean: fit`"):
         score(model, pixels, project_mean="fit")
+    with pytest.raises(JobError, match=r"`project_mean` must be `fit`, or the path of an .npy"):
+        score(model, pixels, project_mean=np.arange(16.0))  # type: ignore[arg-type]
 
 
 def test_a_run_with_a_model_fits_what_it_predicts(tmp_path: Path, samples: Path) -> None:
