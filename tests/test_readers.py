@@ -155,7 +155,7 @@ def test_what_readers_must_not_see_lies_beside_the_vectors(parquet: Stored) -> N
     beside = {path.parent.name for path in parquet.path.glob("_*/*.parquet")}
     assert beside == {"_stats", "_quarantine"}
     assert {path.name for path in parquet.path.iterdir()} == {
-        *("vectors", "_manifest.json", "_SUCCESS", "_stats", "_quarantine")
+        *("vectors", "contract.json", "_manifest.json", "_SUCCESS", "_stats", "_quarantine")
     }
     assert sorted(path.name for path in Path(parquet.directory).iterdir()) == [
         f"part-{part:06}.parquet" for part in range(PARTS)
