@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason, fitting_rows
 from batchnorm_tool.contract import Canary, Contract, ContractFeature, ContractModel
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, capture_warnings
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import regrouped, rows_of
@@ -95,7 +96,7 @@ class CanarySearch:
         """
         parts = min(_PARTS, self.plan.part_count)
         numbers = [at * self.plan.part_count // parts for at in range(parts)]
-        windows, left = [*filter(None, map(self._window, numbers))], _FEATURE_BYTES
+        windows, left = [*filter(None, map_in_order(self._window, numbers))], _FEATURE_BYTES
         for at in range(count if windows else 0):
             window = windows[at % len(windows)]
             if (found := window.take(self._quantile((at + 0.5) / count))) is None:
@@ -121,6 +122,7 @@ class CanarySearch:
     def _reader(self) -> ChunkReader:
         return ChunkReader(self.plan)
 
+    @capture_warnings(lambda _: None)  # they were told when the part was done
     def _window(self, number: int) -> _Window | None:
         """Read the beginning of a part again; ``None`` where nothing of it is stored for sure."""
         resolved = self.plan.resolved
@@ -232,8 +234,7 @@ def find_canaries(
     if not (count and statistics):  # or no rows
         return ()
     try:
-        with capture_warnings(lambda _: None):  # told when the parts were done
-            return tuple(CanarySearch(plan, storage, statistics).rows(count))
+        return tuple(CanarySearch(plan, storage, statistics).rows(count))
     except Interrupted:
         raise
     except (BatchnormToolError, OSError, pa.ArrowException) as error:
