@@ -233,7 +233,7 @@ def test_the_speed_in_the_readme_is_that_of_the_saved_table() -> None:
     [command] = re.findall("`(python -m benchmarks.*?)`", said)
     assert f"Made by `{command}` on" in saved
     figures = re.findall(r"\d+\.\d+ s", said)
-    assert len(figures) == 3
+    assert len(figures) == 6
     assert [figure for figure in figures if figure not in saved] == []
 
 
